@@ -1,0 +1,136 @@
+"""Shims that let the OpenMMLab 1.x stack run on today's torch, each with its reason and its end.
+
+``apply()`` must run before anything imports torchvision, mmdet3d or spconv; ``import aqr_model``
+does. It is idempotent. Every shim acts only where its condition holds, so that an environment that
+does not need it (a CUDA build of torchvision, say) is left alone.
+"""
+
+import contextlib
+import importlib
+import logging
+import warnings
+from collections.abc import Iterator
+
+import torch
+
+LEGACY_PACKAGES = (
+    "mmcv",
+    "mmdet",
+    "mmdet3d",
+    "mmseg",
+    "spconv",
+    "cumm",
+    "torchvision",
+    "nuscenes",
+    "lyft_dataset_sdk",
+    "numba",
+    "fire",
+)
+_TORCHVISION_OPS = ("nms", "qnms")
+_KEPT_LIBRARIES: list[torch.library.Library] = []
+_NEWEST_MMCV_MMDET3D_ACCEPTS = "1.7.0"
+
+
+def apply() -> None:
+    """Apply all shims and import mmdet3d."""
+    _silence_legacy_warnings()
+    _define_torchvision_schemas()
+    _import_mmdet3d()
+    _quiet_mmcv_logger()
+    _let_spconv_run_backward_on_cpu()
+
+
+def _silence_legacy_warnings() -> None:
+    """Ignore, by name, warnings that legacy packages raise about themselves.
+
+    Reason: mmcv 1.x, mmdet3d 1.x, spconv and nuscenes-devkit announce successors or use calls that
+    newer libraries deprecate; a user of this project cannot act on them. Warnings of our own
+    modules pass.
+    Goes when: the package that a line names is replaced or updated.
+    """
+    warnings.filterwarnings("ignore", message="On January 1, 2023, MMCV will release")
+    warnings.filterwarnings("ignore", message="Fail to import ``MultiScaleDeformableAttention``")
+    legacy = rf"({'|'.join(LEGACY_PACKAGES)})(\.|$)"
+    for category in (UserWarning, DeprecationWarning, FutureWarning, SyntaxWarning):
+        warnings.filterwarnings("ignore", category=category, module=legacy)
+
+
+def _define_torchvision_schemas() -> None:
+    """Declare the operators that torchvision expects to find in its compiled part.
+
+    Reason: the registry's torchvision is built for CUDA; beside a CPU torch its operators are
+    missing and ``import torchvision`` fails while registering their meta kernels, before anything
+    is used. Only the
+    schemas are declared: calling such an operator still fails, and says so.
+    Goes when: torchvision can be had for the CPU build of torch.
+    """
+    import torch._C
+
+    missing = [
+        op
+        for op in _TORCHVISION_OPS
+        if not torch._C._jit_get_schemas_for_operator(f"torchvision::{op}")
+    ]
+    if not missing or _torchvision_has_compiled_part():
+        return
+    library = torch.library.Library("torchvision", "FRAGMENT")
+    for op in missing:
+        library.define(f"{op}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    _KEPT_LIBRARIES.append(library)  # a Library unregisters its schemas when it is collected
+
+
+def _torchvision_has_compiled_part() -> bool:
+    return torch.version.cuda is not None
+
+
+def _import_mmdet3d() -> None:
+    """Import mmdet3d past its version guard.
+
+    Reason: mmdet3d 1.0.0rc6 asserts mmcv <= 1.7.0. mmcv-full 1.7.0 does not compile against
+    torch 2.x; 1.7.2 does, and differs in such fixes only.
+    Goes when: mmdet3d's guard accepts the installed mmcv.
+    """
+    with _presented_mmcv_version(_NEWEST_MMCV_MMDET3D_ACCEPTS), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what importing the old stack says concerns nobody here
+        for name in ("mmdet3d", "mmdet3d.models", "mmdet3d.datasets", "mmdet3d.core"):
+            importlib.import_module(name)
+    # numba, imported on the way, resets filters; ours must stand after it.
+    _silence_legacy_warnings()
+
+
+def _quiet_mmcv_logger() -> None:
+    """Keep mmcv's logger to warnings.
+
+    Reason: ``init_weights`` of mmcv 1.x logs a paragraph for every parameter, some 1,300 lines for
+    a detector, and its logger writes to the terminal by itself.
+    Goes when: modules no longer come from mmcv's ``BaseModule``.
+    """
+    from mmcv.utils import get_logger
+
+    get_logger("mmcv", log_level=logging.WARNING)
+
+
+@contextlib.contextmanager
+def _presented_mmcv_version(version: str) -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import mmcv
+    true_version = mmcv.__version__
+    mmcv.__version__ = version
+    try:
+        yield
+    finally:
+        mmcv.__version__ = true_version
+
+
+def _let_spconv_run_backward_on_cpu() -> None:
+    """Give spconv a null stream where there is no CUDA.
+
+    Reason: spconv 2.3.8 asks for the current CUDA stream in its backward pass even when all tensors
+    are on the CPU, which raises in a CPU build of torch.
+    Goes when: spconv asks only for CUDA tensors.
+    """
+    if torch.cuda.is_available():
+        return
+    ops = importlib.import_module("spconv.pytorch.ops")
+    vars(ops)["get_current_stream"] = lambda: 0
