@@ -1,0 +1,162 @@
+"""Denoising queries: noisy ground-truth centres that learn to find their boxes again.
+
+They stand before the matching queries, in groups of equal size. Groups do not see each other and
+matching queries do not see them, so nothing leaks from the ground truth.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from mmcv.parallel import DataContainer
+from torch import Tensor
+
+from aqr_model.cmt.position import PointRange
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroundTruth:
+    """Boxes of one sample: gravity centres [G, 9], labels over all tasks [G]."""
+
+    boxes: Tensor
+    labels: Tensor
+
+    @classmethod
+    def from_instances(cls, boxes: Any, labels: Tensor, device: torch.device) -> "GroundTruth":
+        """Take mmdet3d boxes (or a DataContainer of them) and their labels."""
+        boxes, labels = _unpack(boxes), _unpack(labels)
+        tensor = torch.cat([boxes.gravity_center, boxes.tensor[:, 3:]], dim=1)
+        return cls(boxes=tensor.float().to(device), labels=labels.long().to(device))
+
+    def of_classes(self, first: int, num_classes: int) -> "GroundTruth":
+        """Keep the boxes of a task's classes and count labels from its first class."""
+        mask = (self.labels >= first) & (self.labels < first + num_classes)
+        return GroundTruth(boxes=self.boxes[mask], labels=self.labels[mask] - first)
+
+    @classmethod
+    def from_meta(cls, meta: Mapping[str, Any], device: torch.device) -> "GroundTruth":
+        """Read `gt_bboxes_3d` and `gt_labels_3d` of a sample's meta data."""
+        missing = [key for key in ("gt_bboxes_3d", "gt_labels_3d") if key not in meta]
+        if missing:
+            raise ValueError(
+                f"`img_metas` must hold {' and '.join(missing)} in training, for the denoising"
+                " queries. Add them to `meta_keys` of the pipeline's last Collect3D."
+            )
+        return cls.from_instances(meta["gt_bboxes_3d"], meta["gt_labels_3d"], device)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DenoisingSpec:
+    """How denoising queries are made."""
+
+    max_groups: int
+    noise_scale: float
+    noise_trans: float  # metres
+    split: float  # a noise vector longer than this makes the target background
+
+    def __post_init__(self) -> None:
+        """Check the numbers."""
+        if self.max_groups < 0 or self.noise_scale < 0 or self.split < 0:
+            raise ValueError(
+                f"`scalar`, `noise_scale` and `split` must be >= 0, but got ({self.max_groups},"
+                f" {self.noise_scale}, {self.split})."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DenoisingQueries:
+    """Denoising queries of a batch. P slots a sample, R real queries of the whole batch.
+
+    Slots that no box fills stay at the range's corner, as public checkpoints were trained; they
+    carry no loss.
+    """
+
+    reference_points: Tensor  # fractions of the range. [B, P, 3]
+    num_groups: int
+    sample: Tensor  # [R]
+    slot: Tensor  # [R]
+    boxes: Tensor  # targets. [R, 9]
+    labels: Tensor  # true classes. [R]
+    is_background: Tensor  # the noise was too large to still call it the class. [R]
+
+    @property
+    def num_slots(self) -> int:
+        """P."""
+        return self.reference_points.shape[1]
+
+    @property
+    def num_real(self) -> int:
+        """R."""
+        return len(self.labels)
+
+
+def draw_noise(like: Tensor) -> Tensor:
+    """Uniform noise in [-1, 1): the one random draw of this module."""
+    return torch.rand_like(like) * 2 - 1
+
+
+def make_queries(
+    truths: Sequence[GroundTruth],
+    *,
+    num_query: int,
+    spec: DenoisingSpec,
+    point_range: PointRange,
+) -> DenoisingQueries | None:
+    """Make the denoising queries of a batch.
+
+    Args:
+        truths: One for each sample.
+        num_query: Number of matching queries, which bounds that of denoising queries.
+        spec: Noise and groups.
+        point_range: Range of the reference points.
+
+    Returns:
+        None if the batch has no ground truth, or a sample has more boxes than queries.
+    """
+    counts = [len(truth.labels) for truth in truths]
+    largest = max(counts)
+    groups = min(spec.max_groups, num_query // largest) if largest else 0
+    if not groups:
+        return None
+    boxes = torch.cat([truth.boxes for truth in truths]).repeat(groups, 1)
+    labels = torch.cat([truth.labels for truth in truths]).repeat(groups)
+    device = boxes.device
+    sample = torch.repeat_interleave(torch.tensor(counts)).repeat(groups)
+    within = torch.cat([torch.arange(count) for count in counts])
+    slot = (within + largest * torch.arange(groups)[:, None]).flatten()
+    sample, slot = sample.to(device), slot.to(device)
+    noise = draw_noise(boxes[:, :3])
+    shift = noise * (boxes[:, 3:6] / 2 + spec.noise_trans) * spec.noise_scale
+    centres = point_range.normalise(boxes[:, :3] + shift).clamp(0, 1)
+    reference_points = boxes.new_zeros(len(truths), groups * largest, 3)
+    reference_points[sample, slot] = centres
+    return DenoisingQueries(
+        reference_points=reference_points,
+        num_groups=groups,
+        sample=sample,
+        slot=slot,
+        boxes=boxes,
+        labels=labels,
+        is_background=noise.norm(dim=1) > spec.split,
+    )
+
+
+def attention_mask(queries: DenoisingQueries, num_query: int) -> Tensor:
+    """Which queries may not see which in self-attention.
+
+    Args:
+        queries: Denoising queries, P slots.
+        num_query: Q matching queries behind them.
+
+    Returns:
+        True means that the row's query may not see the column's. [P + Q, P + Q]
+    """
+    slots, device = queries.num_slots, queries.reference_points.device
+    group = torch.arange(slots, device=device) // (slots // queries.num_groups)
+    group = torch.cat([group, group.new_full((num_query,), -1)])
+    return (group != group[:, None]) & (group >= 0)
+
+
+def _unpack(value: Any) -> Any:
+    return value.data if isinstance(value, DataContainer) else value

@@ -1,0 +1,224 @@
+"""The CMT transformer: BEV and camera tokens as one memory, a post-norm decoder over queries."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from mmcv.cnn import build_norm_layer, xavier_init
+from mmcv.cnn.bricks.registry import TRANSFORMER_LAYER, TRANSFORMER_LAYER_SEQUENCE
+from mmcv.cnn.bricks.transformer import (
+    build_attention,
+    build_feedforward_network,
+    build_transformer_layer,
+    build_transformer_layer_sequence,
+)
+from mmcv.runner import BaseModule, ModuleList
+from mmdet.models.utils.builder import TRANSFORMER
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+_OPERATIONS = ("self_attn", "norm", "cross_attn", "norm", "ffn", "norm")
+
+
+@TRANSFORMER_LAYER.register_module()
+class PETRTransformerDecoderLayer(BaseModule):
+    """Self-attention, cross-attention, feed-forward network, each followed by a LayerNorm.
+
+    Q queries, S memory tokens, B batch, C channels.
+    """
+
+    def __init__(
+        self,
+        attn_cfgs: Sequence[Mapping[str, Any]],
+        ffn_cfgs: Mapping[str, Any] | None = None,
+        feedforward_channels: int | None = None,
+        ffn_dropout: float = 0.0,
+        operation_order: Sequence[str] = _OPERATIONS,
+        norm_cfg: Mapping[str, Any] | None = None,
+        with_cp: bool = False,
+        init_cfg: dict[str, Any] | None = None,
+    ) -> None:
+        """Build the layer.
+
+        Args:
+            attn_cfgs: Self-attention, then cross-attention.
+            ffn_cfgs: mmcv's FFN; what it sets wins over the two arguments below.
+            feedforward_channels: Hidden channels of the FFN.
+            ffn_dropout: Dropout of the FFN.
+            operation_order: Must be the decoder's only order; public configs spell it out.
+            norm_cfg: LayerNorm by default.
+            with_cp: Trade time for memory in training by recomputing activations.
+            init_cfg: mmcv's initialisation config.
+        """
+        super().__init__(init_cfg)
+        if tuple(operation_order) != _OPERATIONS:
+            raise ValueError(
+                f"`operation_order` must be {_OPERATIONS}, but got {tuple(operation_order)}."
+                " Write it so, or leave it out."
+            )
+        if len(attn_cfgs) != 2:
+            raise ValueError(
+                "`attn_cfgs` must hold self-attention and cross-attention, but got"
+                f" {len(attn_cfgs)} entries."
+            )
+        self.attentions = ModuleList([build_attention(dict(cfg)) for cfg in attn_cfgs])
+        self.embed_dims = int(attn_cfgs[0]["embed_dims"])
+        ffn = {"type": "FFN", "embed_dims": self.embed_dims, "ffn_drop": ffn_dropout}
+        if feedforward_channels is not None:
+            ffn["feedforward_channels"] = feedforward_channels
+        self.ffns = ModuleList([build_feedforward_network(ffn | dict(ffn_cfgs or {}))])
+        norm = dict(norm_cfg or {"type": "LN"})
+        self.norms = ModuleList([build_norm_layer(norm, self.embed_dims)[1] for _ in range(3)])
+        self.with_cp = with_cp
+
+    def forward(
+        self,
+        query: Tensor,
+        memory: Tensor,
+        query_pos: Tensor,
+        memory_pos: Tensor,
+        self_mask: Tensor | None = None,
+    ) -> Tensor:
+        """Refine the queries once.
+
+        Args:
+            query: [Q, B, C]
+            memory: [S, B, C]
+            query_pos: [Q, B, C]
+            memory_pos: [S, B, C]
+            self_mask: Query pairs that may not see each other, True means blocked. [Q, Q]
+
+        Returns:
+            [Q, B, C]
+        """
+        inputs = (query, memory, query_pos, memory_pos, self_mask)
+        if self.with_cp and self.training:
+            return checkpoint(self._refine, *inputs, use_reentrant=False)
+        return self._refine(*inputs)
+
+    def _refine(
+        self,
+        query: Tensor,
+        memory: Tensor,
+        query_pos: Tensor,
+        memory_pos: Tensor,
+        self_mask: Tensor | None,
+    ) -> Tensor:
+        attend_self, attend_memory = self.attentions
+        query = attend_self(
+            query, query, query, query_pos=query_pos, key_pos=query_pos, attn_mask=self_mask
+        )
+        query = self.norms[0](query)
+        query = attend_memory(query, memory, memory, query_pos=query_pos, key_pos=memory_pos)
+        query = self.norms[1](query)
+        return self.norms[2](self.ffns[0](query))
+
+
+@TRANSFORMER_LAYER_SEQUENCE.register_module()
+class PETRTransformerDecoder(BaseModule):
+    """Decoder layers with one shared LayerNorm on every returned layer."""
+
+    def __init__(
+        self,
+        transformerlayers: dict[str, Any],
+        num_layers: int,
+        return_intermediate: bool = True,
+        post_norm_cfg: dict[str, Any] | None = None,
+        init_cfg: dict[str, Any] | None = None,
+    ) -> None:
+        """Build the layers.
+
+        Args:
+            transformerlayers: Config of one layer.
+            num_layers: Layers.
+            return_intermediate: Must be True: the task heads read every layer.
+            post_norm_cfg: LayerNorm by default.
+            init_cfg: mmcv's initialisation config.
+        """
+        super().__init__(init_cfg)
+        if not return_intermediate:
+            raise ValueError(
+                "`return_intermediate` must be True, but got False: every layer is supervised."
+            )
+        layers = [build_transformer_layer(transformerlayers) for _ in range(num_layers)]
+        self.layers = ModuleList(layers)
+        self.num_layers = num_layers
+        self.embed_dims: int = layers[0].embed_dims
+        self.post_norm = build_norm_layer(post_norm_cfg or {"type": "LN"}, self.embed_dims)[1]
+
+    def forward(
+        self,
+        query: Tensor,
+        memory: Tensor,
+        query_pos: Tensor,
+        memory_pos: Tensor,
+        self_mask: Tensor | None = None,
+    ) -> Tensor:
+        """Run all layers; arguments as in the layer.
+
+        Returns:
+            Every layer's queries, normalised; N layers. [N, Q, B, C]
+        """
+        outputs = []
+        for layer in self.layers:
+            query = layer(query, memory, query_pos, memory_pos, self_mask)
+            outputs.append(self.post_norm(query))
+        return torch.stack(outputs)
+
+
+@TRANSFORMER.register_module()
+class CmtTransformer(BaseModule):
+    """Decode queries against BEV and camera tokens.
+
+    B batch, C channels, T memory tokens, Q queries, N layers.
+    """
+
+    def __init__(self, decoder: dict[str, Any], init_cfg: dict[str, Any] | None = None) -> None:
+        """Build the decoder from its config."""
+        super().__init__(init_cfg)
+        self.decoder = build_transformer_layer_sequence(decoder)
+        self.embed_dims: int = self.decoder.embed_dims
+
+    def init_weights(self) -> None:
+        """Xavier-uniform for every weight of more than one dimension, zero for its bias."""
+        for module in self.modules():
+            weight = getattr(module, "weight", None)
+            if isinstance(weight, Tensor) and weight.dim() > 1:
+                xavier_init(module, distribution="uniform")
+        self._is_init = True
+
+    def forward(
+        self,
+        memory: Tensor,
+        memory_pos: Tensor,
+        query_pos: Tensor,
+        self_mask: Tensor | None = None,
+    ) -> Tensor:
+        """Run the decoder on content that starts at zero.
+
+        Args:
+            memory: [T, B, C]
+            memory_pos: Added to the keys. [T, B, C]
+            query_pos: [B, Q, C]
+            self_mask: True means blocked. [Q, Q]
+
+        Returns:
+            [N, B, Q, C]
+        """
+        query_pos = query_pos.transpose(0, 1)
+        content = torch.zeros_like(query_pos)
+        return self.decoder(content, memory, query_pos, memory_pos, self_mask).transpose(1, 2)
+
+
+def memory_tokens(bev: Tensor, camera: Tensor) -> Tensor:
+    """Join BEV and camera features to the tokens that queries read.
+
+    Args:
+        bev: [B, C, H, W]
+        camera: [B * V, C, h, w]
+
+    Returns:
+        BEV row by row, then view by view and row by row. [H * W + V * h * w, B, C]
+    """
+    views = camera.unflatten(0, (len(bev), -1))
+    return torch.cat([bev.flatten(2).permute(2, 0, 1), views.permute(1, 3, 4, 0, 2).flatten(0, 2)])
