@@ -1,0 +1,143 @@
+"""One keyframe of the tables as an info record, in the form mmdet3d 1.0's NuScenesDataset reads."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from nuscenes.eval.detection.utils import category_to_detection_name
+from nuscenes.nuscenes import NuScenes
+
+from aqr_model.data.geometry import Floats, inverse, pose_matrix
+
+LIDAR = "LIDAR_TOP"
+CAMERAS = (
+    "CAM_FRONT",
+    "CAM_FRONT_RIGHT",
+    "CAM_FRONT_LEFT",
+    "CAM_BACK",
+    "CAM_BACK_LEFT",
+    "CAM_BACK_RIGHT",
+)
+Info = dict[str, Any]
+
+
+def build_info(tables: NuScenes, sample: Mapping[str, Any], *, max_sweeps: int = 10) -> Info:
+    """Build the info of one keyframe.
+
+    Paths are relative to the dataroot, so that the folder may move. Beyond mmdet3d's keys an info
+    carries ``scene_name``, by which shares of scenes are chosen.
+
+    Args:
+        tables: The dataset.
+        sample: A record of its sample table.
+        max_sweeps: LiDAR sweeps before the keyframe to list, nearest first.
+    """
+    lidar = tables.get("sample_data", sample["data"][LIDAR])
+    calibration, pose = _calibration(tables, lidar), _pose(tables, lidar)
+    global2lidar = inverse(_sensor_to_global(tables, lidar))
+    info = {
+        "token": sample["token"],
+        "scene_name": tables.get("scene", sample["scene_token"])["name"],
+        "timestamp": sample["timestamp"],
+        "lidar_path": lidar["filename"],
+        "sweeps": _sweeps(tables, lidar, global2lidar, max_sweeps),
+        "cams": {name: _camera(tables, sample, name, global2lidar) for name in CAMERAS},
+        "lidar2ego_translation": calibration["translation"],
+        "lidar2ego_rotation": calibration["rotation"],
+        "ego2global_translation": pose["translation"],
+        "ego2global_rotation": pose["rotation"],
+    }
+    return info | _annotations(tables, sample, global2lidar)
+
+
+def sensor_files(info: Info) -> list[str]:
+    """Every sensor file that an info names, relative to the dataroot."""
+    cameras = [camera["data_path"] for camera in info["cams"].values()]
+    return [info["lidar_path"], *cameras, *(sweep["data_path"] for sweep in info["sweeps"])]
+
+
+def _calibration(tables: NuScenes, data: Mapping[str, Any]) -> Info:
+    return tables.get("calibrated_sensor", data["calibrated_sensor_token"])
+
+
+def _pose(tables: NuScenes, data: Mapping[str, Any]) -> Info:
+    return tables.get("ego_pose", data["ego_pose_token"])
+
+
+def _sensor_to_global(tables: NuScenes, data: Mapping[str, Any]) -> Floats:
+    calibration, pose = _calibration(tables, data), _pose(tables, data)
+    ego2global = pose_matrix(pose["translation"], pose["rotation"])
+    return ego2global @ pose_matrix(calibration["translation"], calibration["rotation"])
+
+
+def _sensor(tables: NuScenes, data: Mapping[str, Any], kind: str, global2lidar: Floats) -> Info:
+    """Describe a sensor reading with its way into the keyframe's LiDAR frame.
+
+    Every reading has its own ego pose: the vehicle moves between a camera's exposure, a sweep and
+    the keyframe, so the way leads through the global frame.
+    """
+    calibration, pose = _calibration(tables, data), _pose(tables, data)
+    sensor2lidar = global2lidar @ _sensor_to_global(tables, data)
+    return {
+        "data_path": data["filename"],
+        "type": kind,
+        "sample_data_token": data["token"],
+        "timestamp": data["timestamp"],
+        "sensor2ego_translation": calibration["translation"],
+        "sensor2ego_rotation": calibration["rotation"],
+        "ego2global_translation": pose["translation"],
+        "ego2global_rotation": pose["rotation"],
+        "sensor2lidar_rotation": sensor2lidar[:3, :3],
+        "sensor2lidar_translation": sensor2lidar[:3, 3],
+    }
+
+
+def _camera(tables: NuScenes, sample: Mapping[str, Any], name: str, global2lidar: Floats) -> Info:
+    data = tables.get("sample_data", sample["data"][name])
+    intrinsic = np.array(_calibration(tables, data)["camera_intrinsic"])
+    return _sensor(tables, data, name, global2lidar) | {"cam_intrinsic": intrinsic}
+
+
+def _sweeps(
+    tables: NuScenes, lidar: Mapping[str, Any], global2lidar: Floats, max_sweeps: int
+) -> list[Info]:
+    sweeps: list[Info] = []
+    token = lidar["prev"]
+    while token and len(sweeps) < max_sweeps:
+        data = tables.get("sample_data", token)
+        sweeps.append(_sensor(tables, data, "lidar", global2lidar))
+        token = data["prev"]
+    return sweeps
+
+
+def _annotations(tables: NuScenes, sample: Mapping[str, Any], global2lidar: Floats) -> Info:
+    """Boxes in the LiDAR frame: gravity centre, dx (length), dy (width), dz (height), yaw."""
+    records = [tables.get("sample_annotation", token) for token in sample["anns"]]
+    boxes = np.zeros((len(records), 7))
+    velocity = np.zeros((len(records), 2))
+    for row, record in enumerate(records):
+        box = global2lidar @ pose_matrix(record["translation"], record["rotation"])
+        width, length, height = record["size"]
+        # The heading of the box's x axis; roll and pitch have no place in the box.
+        boxes[row] = *box[:3, 3], length, width, height, np.arctan2(box[1, 0], box[0, 0])
+        velocity[row] = _velocity(tables, record["token"], global2lidar)
+    lidar_points = np.array([r["num_lidar_pts"] for r in records], dtype=np.int64)
+    radar_points = np.array([r["num_radar_pts"] for r in records], dtype=np.int64)
+    return {
+        "gt_boxes": boxes,
+        "gt_names": np.array([_class_name(r["category_name"]) for r in records], dtype=np.str_),
+        "gt_velocity": velocity,
+        "num_lidar_pts": lidar_points,
+        "num_radar_pts": radar_points,
+        "valid_flag": lidar_points + radar_points > 0,
+    }
+
+
+def _velocity(tables: NuScenes, token: str, global2lidar: Floats) -> Floats:
+    velocity = np.array([*tables.box_velocity(token)[:2], 0.0])
+    return (global2lidar[:3, :3] @ velocity)[:2]  # NaN where the devkit knows none
+
+
+def _class_name(category: str) -> str:
+    """Detection class of a category; categories that are not detected keep their name."""
+    return category_to_detection_name(category) or category

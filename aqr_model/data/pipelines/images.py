@@ -1,0 +1,182 @@
+"""Augmentation and normalisation of the camera images, with their projections."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import mmcv
+import numpy as np
+from mmdet3d.datasets import PIPELINES
+from numpy.typing import NDArray
+
+from aqr_model.data.errors import DataError
+from aqr_model.data.geometry import Floats
+
+Results = dict[str, Any]
+_CONF_KEYS = ("H", "W", "final_dim", "resize_lim", "bot_pct_lim", "rot_lim", "rand_flip")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageMotion:
+    """How an image of a given size becomes the network's input.
+
+    Attributes:
+        scale: Resize factor.
+        left: Columns cut off at the left after resizing.
+        top: Rows cut off at the top after resizing.
+        flip: Mirror left and right.
+        degrees: Turn about the centre, counter-clockwise as seen.
+    """
+
+    scale: float
+    left: int
+    top: int
+    flip: bool
+    degrees: float
+
+    def matrix(self, width: int, height: int) -> Floats:
+        """Map (x, y, 1) of the source to the output of a size; pixel i spans [i, i + 1]. [3, 3]."""
+        moved = np.array(
+            [[self.scale, 0, -self.left], [0, self.scale, -self.top], [0, 0, 1]], dtype=np.float64
+        )
+        if self.flip:
+            moved = np.array([[-1.0, 0, width], [0, 1, 0], [0, 0, 1]]) @ moved
+        if self.degrees:
+            turn = cv2.getRotationMatrix2D((width / 2, height / 2), self.degrees, 1.0)
+            moved = np.vstack([turn, [0, 0, 1]]) @ moved
+        return moved
+
+
+@PIPELINES.register_module()
+class ResizeCropFlipImage:
+    """Resize, crop, flip and turn the views, all alike, and their projections with them.
+
+    Args:
+        data_aug_conf: ``H`` and ``W`` of the camera images, ``final_dim`` (height, width),
+            ``resize_lim``, ``bot_pct_lim`` (share cut off at the bottom), ``rot_lim`` (degrees)
+            and ``rand_flip``.
+        training: Draw at random. If false, the smallest scale that fills the output, the middle
+            of ``bot_pct_lim``, centred columns, no flip, no turn.
+    """
+
+    def __init__(self, data_aug_conf: Mapping[str, Any], training: bool = True) -> None:
+        if set(data_aug_conf) != set(_CONF_KEYS):
+            raise DataError(
+                f"data_aug_conf must have the keys {sorted(_CONF_KEYS)}, but has "
+                f"{sorted(data_aug_conf)}."
+            )
+        self.conf = dict(data_aug_conf)
+        self.training = training
+
+    def __call__(self, results: Results) -> Results:
+        """Augment the images; adds their homogeneous matrix to the projections."""
+        height, width = self.conf["final_dim"]
+        matrix = (self._drawn() if self.training else self._fixed()).matrix(width, height)
+        results["img"] = [self._warp(image, matrix) for image in results["img"]]
+        results["img_shape"] = [image.shape for image in results["img"]]
+        results["pad_shape"] = results["img_shape"]
+        lifted = np.eye(4)
+        lifted[:2, :2], lifted[:2, 2] = matrix[:2, :2], matrix[:2, 2]
+        for key in ("lidar2img", "intrinsics"):
+            results[key] = [lifted @ projection for projection in results[key]]
+        return results
+
+    def _drawn(self) -> ImageMotion:
+        conf, (height, width) = self.conf, self.conf["final_dim"]
+        scale = np.random.uniform(*conf["resize_lim"])
+        bottom = np.random.uniform(*conf["bot_pct_lim"])
+        spare = max(0, int(conf["W"] * scale) - width)
+        return ImageMotion(
+            scale=scale,
+            left=int(np.random.uniform(0, spare)),
+            top=int((1 - bottom) * int(conf["H"] * scale)) - height,
+            flip=bool(conf["rand_flip"] and np.random.rand() < 0.5),
+            degrees=np.random.uniform(*conf["rot_lim"]),
+        )
+
+    def _fixed(self) -> ImageMotion:
+        conf, (height, width) = self.conf, self.conf["final_dim"]
+        scale = max(height / conf["H"], width / conf["W"])
+        # Rounded, because 0.8 * 225 is 180.00000000000003 and could as well fall short of it.
+        rows, columns = round(conf["H"] * scale), round(conf["W"] * scale)
+        return ImageMotion(
+            scale=scale,
+            left=max(0, columns - width) // 2,
+            top=int((1 - np.mean(conf["bot_pct_lim"])) * rows) - height,
+            flip=False,
+            degrees=0.0,
+        )
+
+    def _warp(self, image: NDArray[Any], matrix: Floats) -> NDArray[Any]:
+        """Apply the matrix in one pass; what lies outside the source becomes black."""
+        height, width = self.conf["final_dim"]
+        if image.shape[:2] != (self.conf["H"], self.conf["W"]):
+            raise DataError(
+                f"Camera images must have the size of data_aug_conf, {self.conf['H']} x "
+                f"{self.conf['W']}, but one has {image.shape[0]} x {image.shape[1]}."
+            )
+        # OpenCV counts from pixel centres, the projections from pixel corners.
+        by_centres = matrix[:2].copy()
+        by_centres[:, 2] += 0.5 * (matrix[:2, :2].sum(axis=1) - 1)
+        return cv2.warpAffine(image, by_centres, (width, height), flags=cv2.INTER_LINEAR)
+
+
+@PIPELINES.register_module()
+class NormalizeMultiviewImage:
+    """Subtract means and divide by standard deviations, into float32.
+
+    Args:
+        mean: Of each channel, in the order of the output. [3]
+        std: Of each channel. [3]
+        to_rgb: Turn BGR into RGB first.
+    """
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float], to_rgb: bool = True) -> None:
+        self.mean = np.array(mean, dtype=np.float32)
+        self.std = np.array(std, dtype=np.float32)
+        self.to_rgb = to_rgb
+
+    def __call__(self, results: Results) -> Results:
+        """Normalise every view."""
+        results["img"] = [self._normalised(image) for image in results["img"]]
+        results["img_norm_cfg"] = {"mean": self.mean, "std": self.std, "to_rgb": self.to_rgb}
+        return results
+
+    def _normalised(self, image: NDArray[Any]) -> NDArray[np.float32]:
+        """Lay the values out plane by plane: the later turn into [C, H, W] then copies nothing."""
+        planes = np.empty((3, *image.shape[:2]), dtype=np.float32)
+        channels = cv2.split(image)
+        for plane, channel, mean, std in zip(
+            planes, channels[::-1] if self.to_rgb else channels, self.mean, self.std, strict=True
+        ):
+            np.multiply(channel, 1 / std, out=plane)
+            plane -= mean / std
+        return planes.transpose(1, 2, 0)
+
+
+@PIPELINES.register_module()
+class PadMultiViewImage:
+    """Pad every view at the right and the bottom.
+
+    Args:
+        size_divisor: Height and width become multiples of it.
+        pad_val: What to pad with.
+    """
+
+    def __init__(self, size_divisor: int, pad_val: float = 0) -> None:
+        self.size_divisor = size_divisor
+        self.pad_val = pad_val
+
+    def __call__(self, results: Results) -> Results:
+        """Pad, and note the shapes before and after, a list over views each."""
+        results["img_shape"] = [image.shape for image in results["img"]]
+        results["img"] = [self._pad(image) for image in results["img"]]
+        results["pad_shape"] = [image.shape for image in results["img"]]
+        results["pad_size_divisor"] = self.size_divisor
+        return results
+
+    def _pad(self, image: NDArray[Any]) -> NDArray[Any]:
+        if all(size % self.size_divisor == 0 for size in image.shape[:2]):
+            return image
+        return mmcv.impad_to_multiple(image, self.size_divisor, pad_val=self.pad_val)

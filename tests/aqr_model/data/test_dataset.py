@@ -1,0 +1,211 @@
+import pickle
+import shutil
+
+import numpy as np
+import pytest
+from mmdet3d.datasets import build_dataset
+
+from aqr_model.data.errors import DataError, SampleFileError
+from aqr_model.data.infos import CAMERAS
+from aqr_model.data.prepare import prepare
+
+VERSION = "v1.0-tiny"
+POINTS = [
+    {"type": "LoadPointsFromFile", "coord_type": "LIDAR", "load_dim": 5, "use_dim": 5},
+    {"type": "LoadPointsFromMultiSweeps", "sweeps_num": 2, "use_dim": [0, 1, 2, 3, 4]},
+]
+FORMAT = [
+    {"type": "LoadAnnotations3D", "with_bbox_3d": True, "with_label_3d": True},
+    {"type": "ObjectRangeFilter", "point_cloud_range": [-54, -54, -5, 54, 54, 3]},
+    {"type": "ObjectNameFilter", "classes": list(range(10))},
+    {"type": "DefaultFormatBundle3D", "class_names": list(range(10))},
+    {"type": "Collect3D", "keys": ["points", "gt_bboxes_3d", "gt_labels_3d"]},
+]
+
+
+def rewrite(root, split, change):
+    path = root / f"nuscenes_infos_{split}.pkl"
+    content = pickle.loads(path.read_bytes())
+    change(content)
+    path.write_bytes(pickle.dumps(content))
+
+
+def test_camera_matrices(build_tiny):
+    data = build_tiny().get_data_info(0)
+    names = [path.split("/")[-2] for path in data["img_filename"]]
+    assert names == list(CAMERAS)
+    for image, camera, intrinsic in zip(
+        data["lidar2img"], data["lidar2cam"], data["intrinsics"], strict=True
+    ):
+        np.testing.assert_allclose(image, intrinsic @ camera)
+        np.testing.assert_allclose(camera[:3, :3] @ camera[:3, :3].T, np.eye(3), atol=1e-9)
+
+
+def test_lidar2img_equals_mmdet3ds(build_tiny):
+    from mmdet3d.datasets import NuScenesDataset
+
+    dataset = build_tiny()
+    expected = NuScenesDataset.get_data_info(dataset, 1)["lidar2img"]
+    np.testing.assert_allclose(dataset.get_data_info(1)["lidar2img"], expected, atol=1e-9)
+
+
+def test_annotations(build_tiny):
+    dataset = build_tiny("tiny_train")
+    truth = dataset.get_ann_info(0)
+    assert truth["gt_bboxes_3d"].tensor.shape == (12, 9)
+    assert truth["gt_labels_3d"].dtype == np.int64
+    assert sorted(truth["gt_labels_3d"]) == [-1, 0, *range(10)]
+    expected = dataset.data_infos[0]["gt_boxes"][:, :3]
+    np.testing.assert_allclose(truth["gt_bboxes_3d"].gravity_center, expected, atol=1e-5)
+
+
+def test_objects_without_points_are_left_out(own_tiny, build_tiny):
+    prepare(own_tiny.root, VERSION)
+
+    def hide(content):
+        for info in content["infos"]:
+            info["num_lidar_pts"][:4] = 0
+
+    rewrite(own_tiny.root, "tiny_train", hide)
+    dataset = build_tiny("tiny_train", root=own_tiny.root)
+    assert len(dataset.get_ann_info(0)["gt_labels_3d"]) == 8
+    kept = build_tiny("tiny_train", root=own_tiny.root, use_valid_flag=True)
+    assert len(kept.get_ann_info(0)["gt_labels_3d"]) == 12
+
+
+def test_unknown_velocity_is_standing(own_tiny, build_tiny):
+    prepare(own_tiny.root, VERSION)
+
+    def forget(content):
+        content["infos"][0]["gt_velocity"][:] = np.nan
+
+    rewrite(own_tiny.root, "tiny_train", forget)
+    dataset = build_tiny("tiny_train", root=own_tiny.root)
+    assert (dataset.get_ann_info(0)["gt_bboxes_3d"].tensor[:, 7:] == 0).all()
+
+
+def empty_first(content):
+    info = content["infos"][0]
+    for key in ("gt_boxes", "gt_names", "gt_velocity", "num_lidar_pts", "valid_flag"):
+        info[key] = info[key][:0]
+
+
+def test_sample_without_objects_is_replaced_in_training(own_tiny, build_tiny):
+    prepare(own_tiny.root, VERSION)
+    rewrite(own_tiny.root, "tiny_train", empty_first)
+    dataset = build_tiny("tiny_train", POINTS + FORMAT, root=own_tiny.root)
+    data = dataset[0]
+    assert data["img_metas"].data["sample_idx"] != dataset.data_infos[0]["token"]
+    assert len(data["gt_labels_3d"].data) > 0
+
+
+def test_sample_without_objects_can_be_kept(own_tiny, build_tiny):
+    prepare(own_tiny.root, VERSION)
+    rewrite(own_tiny.root, "tiny_train", empty_first)
+    dataset = build_tiny("tiny_train", POINTS + FORMAT, root=own_tiny.root, filter_empty_gt=False)
+    data = dataset[0]
+    assert data["gt_bboxes_3d"].data.tensor.shape == (0, 9)
+    assert data["gt_labels_3d"].data.shape == (0,)
+
+
+def test_nothing_to_train_on(own_tiny, build_tiny):
+    prepare(own_tiny.root, VERSION)
+
+    def empty_all(content):
+        content["infos"] = content["infos"][:1]
+        empty_first(content)
+
+    rewrite(own_tiny.root, "tiny_train", empty_all)
+    with pytest.raises(DataError, match="samples with objects"):
+        build_tiny("tiny_train", root=own_tiny.root)
+
+
+def test_share_of_scenes_in_the_config_and_afterwards(build_tiny):
+    half = build_tiny(scene_share=0.5)
+    assert len(half) == 3
+    assert len({info["scene_name"] for info in half.data_infos}) == 1
+    whole = build_tiny()
+    tokens = [info["token"] for info in whole.with_share(0.5).data_infos]
+    assert tokens == [info["token"] for info in half.data_infos]
+    assert len(whole) == 6
+    assert len(half.flag) == 3
+
+
+def test_share_needs_scene_names(own_tiny, build_tiny):
+    prepare(own_tiny.root, VERSION)
+
+    def forget(content):
+        for info in content["infos"]:
+            del info["scene_name"]
+
+    rewrite(own_tiny.root, "tiny_val", forget)
+    assert len(build_tiny(root=own_tiny.root)) == 3
+    with pytest.raises(DataError, match="name each sample's scene"):
+        build_tiny(root=own_tiny.root, scene_share=0.5)
+
+
+def test_folder_may_move(own_tiny, build_tiny, tmp_path):
+    prepare(own_tiny.root, VERSION)
+    shutil.move(own_tiny.root, tmp_path / "moved")
+    dataset = build_tiny("tiny_train", POINTS + FORMAT, root=tmp_path / "moved")
+    assert len(dataset[0]["points"].data) > 100
+
+
+def test_class_balanced_wrapper(build_tiny):
+    plain = build_tiny("tiny_train", POINTS + FORMAT)
+    inner = {
+        "type": "CustomNuScenesDataset",
+        "data_root": plain.data_root,
+        "ann_file": plain.ann_file,
+        "pipeline": POINTS + FORMAT,
+        "modality": plain.modality,
+    }
+    balanced = build_dataset({"type": "CBGSDataset", "dataset": inner})
+    assert len(balanced) >= len(plain)
+    assert "points" in balanced[0]
+
+
+def test_missing_info_file_says_how_to_build_it(tiny_root, build_tiny):
+    with pytest.raises(DataError, match=r"python -m aqr_model\.data\.prepare"):
+        build_tiny("nowhere")
+
+
+@pytest.mark.parametrize("content", [b"", b"no pickle", pickle.dumps({"data_list": []})])
+def test_foreign_info_file(own_tiny, build_tiny, content):
+    (own_tiny.root / "nuscenes_infos_tiny_val.pkl").write_bytes(content)
+    with pytest.raises(DataError, match=r"form of mmdet3d 1\.0"):
+        build_tiny(root=own_tiny.root)
+
+
+@pytest.mark.parametrize("kind", ["missing", "short", "nan"])
+@pytest.mark.parametrize("key", ["lidar_path", "sweep"])
+def test_damaged_points_name_sample_and_file(own_tiny, build_tiny, kind, key):
+    prepare(own_tiny.root, VERSION)
+    dataset = build_tiny("tiny_train", POINTS + FORMAT, root=own_tiny.root)
+    info = dataset.data_infos[0]
+    name = info["lidar_path"] if key == "lidar_path" else info["sweeps"][0]["data_path"]
+    path = own_tiny.root / name
+    content = path.read_bytes()
+    if kind == "missing":
+        path.unlink()
+    elif kind == "short":
+        path.write_bytes(content[:-7])
+    else:
+        path.write_bytes(content[:-4] + np.float32("nan").tobytes())
+    with pytest.raises(SampleFileError, match=f"Sample {info['token']}: .*{path.name}"):
+        dataset[0]
+
+
+@pytest.mark.parametrize("kind", ["missing", "short", "empty"])
+def test_damaged_image_names_sample_and_file(own_tiny, build_tiny, kind):
+    prepare(own_tiny.root, VERSION)
+    dataset = build_tiny("tiny_val", [{"type": "LoadMultiViewImageFromFiles"}], root=own_tiny.root)
+    info = dataset.data_infos[1]
+    path = own_tiny.root / info["cams"]["CAM_BACK"]["data_path"]
+    if kind == "missing":
+        path.unlink()
+    else:
+        path.write_bytes(path.read_bytes()[: 200 if kind == "short" else 0])
+    dataset.test_mode = True
+    with pytest.raises(SampleFileError, match=f"Sample {info['token']}: .*{path.name}"):
+        dataset[1]

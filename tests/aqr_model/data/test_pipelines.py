@@ -1,0 +1,422 @@
+import copy
+
+import cv2
+import mmcv
+import numpy as np
+import pytest
+import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from mmdet3d.core.bbox import LiDARInstance3DBoxes
+from mmdet3d.core.points import LiDARPoints
+from mmdet3d.datasets.pipelines import Compose
+
+from aqr_model.data import pipelines as steps
+from aqr_model.data.dataset import CLASS_NAMES
+from aqr_model.data.errors import DataError
+
+RANGE = [-54.0, -54.0, -5.0, 54.0, 54.0, 3.0]
+CONF = {
+    "resize_lim": (0.8, 1.0),
+    "final_dim": (64, 128),
+    "bot_pct_lim": (0.0, 0.1),
+    "rot_lim": (-5.0, 5.0),
+    "H": 90,
+    "W": 160,
+    "rand_flip": True,
+}
+META = ("lidar2img", "pad_shape", "img_shape", "sample_idx", "box_type_3d")
+SEEDS = st.integers(0, 2**31 - 1)
+
+
+def projected(points, matrix):
+    uvd = np.asarray(points, dtype=np.float64) @ matrix[:3, :3].T + matrix[:3, 3]
+    return uvd[..., :2] / uvd[..., 2:], uvd[..., 2]
+
+
+def scene(seed=0):
+    """Boxes, points inside and outside of them, and a camera that looks along x."""
+    rng = np.random.default_rng(seed)
+    low = [5, -20, -2, 0.5, 0.5, 0.5, -3, -5, -5]
+    high = [40, 20, 0, 9, 3, 3, 3, 5, 5]
+    boxes = LiDARInstance3DBoxes(
+        torch.tensor(rng.uniform(low, high, (6, 9)), dtype=torch.float32), box_dim=9
+    )
+    local = rng.uniform(-0.45, 0.45, (6, 20, 3)) * boxes.dims.numpy()[:, None]
+    c, s = np.cos(boxes.yaw.numpy()), np.sin(boxes.yaw.numpy())
+    turns = np.zeros((6, 3, 3))
+    turns[:, 0, 0], turns[:, 0, 1], turns[:, 1, 0], turns[:, 1, 1] = c, -s, s, c
+    turns[:, 2, 2] = 1
+    inside = np.einsum("bij,bnj->bni", turns, local) + boxes.gravity_center.numpy()[:, None]
+    cloud = np.concatenate([inside.reshape(-1, 3), rng.uniform(-50, 50, (100, 3))])
+    cloud = np.concatenate([cloud, rng.uniform(0, 1, (len(cloud), 2))], axis=1)
+    lidar2cam = np.eye(4)
+    lidar2cam[:3, :3] = [[0, -1, 0], [0, 0, -1], [1, 0, 0]]
+    lidar2cam[:3, 3] = [0.3, 0.2, -0.5]
+    intrinsic = np.eye(4)
+    intrinsic[:2, :3] = [[70, 0, 80], [0, 71, 45]]
+    return {
+        "points": LiDARPoints(cloud.astype(np.float32), points_dim=5),
+        "gt_bboxes_3d": boxes,
+        "gt_labels_3d": np.arange(6),
+        "lidar2img": [intrinsic @ lidar2cam] * 6,
+        "lidar2cam": [lidar2cam] * 6,
+        "intrinsics": [intrinsic] * 6,
+        "img": [rng.integers(0, 255, (90, 160, 3)).astype(np.uint8) for _ in range(6)],
+    }
+
+
+def random_motion():
+    return [
+        steps.GlobalRotScaleTransAll([-3.0, 3.0], [0.8, 1.2], [0.5, 0.5, 0.5]),
+        steps.CustomRandomFlip3D(False, 0.5, 0.5),
+    ]
+
+
+@settings(deadline=None, max_examples=30)
+@given(SEEDS)
+def test_motion_in_space_leaves_the_pictures_unchanged(seed):
+    """Corner k of a moved box is seen where corner k of the box was seen."""
+    before, after = scene(seed), scene(seed)
+    np.random.seed(seed)
+    for step in random_motion():
+        after = step(after)
+    # Mirrored boxes list their corners in another order; points keep theirs.
+    points = before["points"].tensor[:, :3], after["points"].tensor[:, :3]
+    for view in range(6):
+        old, old_depth = projected(points[0], before["lidar2img"][view])
+        new, new_depth = projected(points[1], after["lidar2img"][view])
+        np.testing.assert_allclose(new_depth, old_depth, atol=1e-3)
+        seen = old_depth > 1
+        np.testing.assert_allclose(new[seen], old[seen], atol=0.05)
+        old_corners, _ = projected(before["gt_bboxes_3d"].corners, before["lidar2img"][view])
+        new_corners, _ = projected(after["gt_bboxes_3d"].corners, after["lidar2img"][view])
+        np.testing.assert_allclose(
+            np.sort(new_corners[..., 0]), np.sort(old_corners[..., 0]), atol=0.05
+        )
+        np.testing.assert_allclose(
+            after["lidar2img"][view], after["intrinsics"][view] @ after["lidar2cam"][view]
+        )
+
+
+@settings(deadline=None, max_examples=30)
+@given(SEEDS)
+def test_points_stay_in_their_boxes(seed):
+    data = scene(seed)
+    np.random.seed(seed)
+    for step in random_motion():
+        data = step(data)
+    inside = data["points"].tensor[:120, :3].reshape(6, 20, 3)
+    boxes = data["gt_bboxes_3d"]
+    offset = inside - boxes.gravity_center[:, None]
+    c, s = torch.cos(boxes.yaw)[:, None], torch.sin(boxes.yaw)[:, None]
+    along = c * offset[..., 0] + s * offset[..., 1]
+    across = -s * offset[..., 0] + c * offset[..., 1]
+    local = torch.stack([along, across, offset[..., 2]], dim=-1)
+    assert (local.abs() <= 0.46 * boxes.dims[:, None] + 1e-3).all()
+
+
+@settings(deadline=None, max_examples=30)
+@given(SEEDS)
+def test_velocity_moves_with_the_box(seed):
+    """Moving the box of a moment later gives the moved box of a moment later."""
+    data, later = scene(seed), scene(seed)
+    later["gt_bboxes_3d"].tensor[:, :2] += later["gt_bboxes_3d"].tensor[:, 7:9]
+    for moved in (data, later):
+        np.random.seed(seed)
+        for step in random_motion():
+            step(moved)
+    boxes = data["gt_bboxes_3d"].tensor
+    expected = later["gt_bboxes_3d"].tensor[:, :2]
+    torch.testing.assert_close(boxes[:, :2] + boxes[:, 7:9], expected, atol=1e-3, rtol=0)
+
+
+def test_motion_without_boxes_and_with_none():
+    for boxes in (None, LiDARInstance3DBoxes(torch.zeros(0, 9), box_dim=9)):
+        data = scene()
+        del data["gt_bboxes_3d"]
+        if boxes is not None:
+            data["gt_bboxes_3d"] = boxes
+        for step in [
+            steps.GlobalRotScaleTransAll([0.3, 0.3]),
+            steps.CustomRandomFlip3D(False, 1.0, 1.0),
+        ]:
+            data = step(data)
+        assert data["transformation_3d_flow"] == ["R", "S", "T", "HF", "VF"]
+
+
+@settings(deadline=None, max_examples=30)
+@given(SEEDS)
+def test_a_painted_mark_is_found_where_lidar2img_says(seed):
+    rng = np.random.default_rng(seed)
+    data = scene(seed)
+    corners = data["gt_bboxes_3d"].corners.reshape(-1, 3)
+    pixels, depth = projected(corners, data["lidar2img"][0])
+    visible = (depth > 1) & (pixels > 30).all(axis=1) & (pixels < [130, 75]).all(axis=1)
+    assume(visible.any())
+    corner = int(rng.choice(np.flatnonzero(visible)))
+    grid = np.stack(np.meshgrid(np.arange(160), np.arange(90)), axis=-1) + 0.5
+    mark = np.exp(-((grid - pixels[corner]) ** 2).sum(axis=-1) / (2 * 2.0**2))
+    data["img"] = [np.repeat((mark * 255).astype(np.uint8)[..., None], 3, axis=-1)] * 6
+    np.random.seed(seed)
+    data = steps.ResizeCropFlipImage(CONF)(data)
+    (u, v) = projected(corners[corner], data["lidar2img"][0])[0]
+    assume(8 < u < 120 and 8 < v < 56)  # the whole mark lies inside
+    found = data["img"][0][..., 0].astype(np.float64)
+    rows, columns = np.mgrid[0:64, 0:128] + 0.5
+    seen = (found * columns).sum() / found.sum(), (found * rows).sum() / found.sum()
+    assert seen == pytest.approx((u, v), abs=0.1)
+
+
+def test_fixed_resize_keeps_the_bottom_rows_and_the_middle_columns():
+    conf = {**CONF, "final_dim": (40, 80), "bot_pct_lim": (0.0, 0.0)}
+    image = cv2.resize(scene()["img"][0], None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
+    data = scene()
+    before = data["lidar2img"][0]
+    data = steps.ResizeCropFlipImage(conf, training=False)(data)
+    # At half size, linear interpolation at the pixel corner is the mean of four pixels.
+    difference = data["img"][0].astype(int) - image[5:].astype(int)
+    assert np.abs(difference).max() <= 1
+    moved = np.diag([0.5, 0.5, 1, 1])
+    moved[1, 2] = -5
+    np.testing.assert_allclose(data["lidar2img"][0], moved @ before)
+    assert data["pad_shape"] == [(40, 80, 3)] * 6
+
+
+@pytest.mark.parametrize(
+    ("size", "final", "top"),
+    [((900, 1600), (320, 800), 130), ((900, 1600), (640, 1600), 260), ((225, 400), (128, 320), 52)],
+)
+def test_offsets_of_the_presets(size, final, top):
+    conf = {**CONF, "H": size[0], "W": size[1], "final_dim": final, "bot_pct_lim": (0.0, 0.0)}
+    motion = steps.ResizeCropFlipImage(conf, training=False)._fixed()
+    assert (motion.left, motion.top, motion.flip) == (0, top, False)
+
+
+def test_views_share_the_random_draw():
+    data = scene()
+    np.random.seed(3)
+    data = steps.ResizeCropFlipImage(CONF)(data)
+    assert all((matrix == data["lidar2img"][0]).all() for matrix in data["lidar2img"])
+
+
+def test_image_of_another_size_is_refused():
+    data = scene()
+    with pytest.raises(DataError, match="900 x 1600, but one has 90 x 160"):
+        steps.ResizeCropFlipImage({**CONF, "H": 900, "W": 1600})(data)
+
+
+def test_unknown_augmentation_key_is_refused():
+    with pytest.raises(DataError, match="must have the keys"):
+        steps.ResizeCropFlipImage({**CONF, "zoom": 2})
+
+
+def test_normalise_and_pad():
+    mean, std = [103.53, 116.28, 123.675], [57.375, 57.12, 58.395]
+    data = scene()
+    raw = copy.deepcopy(data["img"])
+    data = steps.NormalizeMultiviewImage(mean, std, to_rgb=False)(data)
+    data = steps.PadMultiViewImage(32)(data)
+    assert data["img_shape"] == [(90, 160, 3)] * 6
+    assert data["pad_shape"] == [(96, 160, 3)] * 6
+    assert data["img"][0].dtype == np.float32
+    expected = (raw[2].astype(np.float64) - mean) / std
+    np.testing.assert_allclose(data["img"][2][:90], expected, atol=1e-5)
+    assert (data["img"][2][90:] == 0).all()
+
+
+def test_normalise_to_rgb():
+    data = scene()
+    raw = data["img"][0].copy()
+    data = steps.NormalizeMultiviewImage([1, 2, 3], [1, 1, 1], to_rgb=True)(data)
+    np.testing.assert_allclose(data["img"][0], raw[..., ::-1] - np.array([1.0, 2, 3]))
+
+
+def test_sensor_masks_in_training_come_in_a_quarter_each():
+    np.random.seed(0)
+    step = steps.ModalMask3D(mode="train")
+    images = points = 0
+    for _ in range(400):
+        data = step(scene())
+        images += not any(image.any() for image in data["img"])
+        points += not data["points"].tensor.any()
+        assert len(data["points"]) == 220
+    assert 70 < images < 130
+    assert 70 < points < 130
+
+
+@pytest.mark.parametrize("modal", ["image", "points"])
+def test_sensor_mask_in_tests(modal):
+    data = steps.ModalMask3D(mode="test", mask_modal=modal)(scene())
+    assert any(image.any() for image in data["img"]) == (modal == "points")
+    assert data["points"].tensor.any() == (modal == "image")
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: steps.ModalMask3D(mode="maybe"), "mode must be one of"),
+        (lambda: steps.ModalMask3D(mask_modal="radar"), "mask_modal must be one of"),
+        (lambda: steps.CustomRandomFlip3D(sync_2d=True), "sync_2d must be False"),
+        (lambda: steps.CustomRandomFlip3D(False, 1.5), "must lie in"),
+        (lambda: steps.GlobalRotScaleTransAll([1, -1]), "low <= high"),
+        (lambda: steps.GlobalRotScaleTransAll(translation_std=[1.0]), "3 values"),
+        (lambda: steps.LoadMultiViewImageFromFiles(color_type="grey"), "color_type must be"),
+    ],
+)
+def test_wrong_settings_are_refused(build, message):
+    with pytest.raises(DataError, match=message):
+        build()
+
+
+def load_steps():
+    return [
+        {
+            "type": "LoadPointsFromFile",
+            "coord_type": "LIDAR",
+            "load_dim": 5,
+            "use_dim": [0, 1, 2, 3, 4],
+        },
+        {"type": "LoadPointsFromMultiSweeps", "sweeps_num": 10, "use_dim": [0, 1, 2, 3, 4]},
+        {"type": "LoadMultiViewImageFromFiles"},
+    ]
+
+
+def image_steps(*, training):
+    return [
+        {"type": "ResizeCropFlipImage", "data_aug_conf": CONF, "training": training},
+        {
+            "type": "NormalizeMultiviewImage",
+            "mean": [103.53, 116.28, 123.675],
+            "std": [57.375, 57.12, 58.395],
+            "to_rgb": False,
+        },
+        {"type": "PadMultiViewImage", "size_divisor": 32},
+    ]
+
+
+def train_pipeline():
+    """The public configs' training pipeline without ground-truth sampling."""
+    names = list(CLASS_NAMES)
+    return [
+        *load_steps(),
+        {"type": "LoadAnnotations3D", "with_bbox_3d": True, "with_label_3d": True},
+        {"type": "ModalMask3D", "mode": "train"},
+        {
+            "type": "GlobalRotScaleTransAll",
+            "rot_range": [-0.785, 0.785],
+            "scale_ratio_range": [0.9, 1.1],
+            "translation_std": [0.5, 0.5, 0.5],
+        },
+        {
+            "type": "CustomRandomFlip3D",
+            "sync_2d": False,
+            "flip_ratio_bev_horizontal": 0.5,
+            "flip_ratio_bev_vertical": 0.5,
+        },
+        {"type": "PointsRangeFilter", "point_cloud_range": RANGE},
+        {"type": "ObjectRangeFilter", "point_cloud_range": RANGE},
+        {"type": "ObjectNameFilter", "classes": names},
+        {"type": "PointShuffle"},
+        *image_steps(training=True),
+        {"type": "DefaultFormatBundle3D", "class_names": names},
+        {
+            "type": "Collect3D",
+            "keys": ["points", "img", "gt_bboxes_3d", "gt_labels_3d"],
+            "meta_keys": (*META, "gt_bboxes_3d", "gt_labels_3d"),
+        },
+    ]
+
+
+def test_pipeline_of_the_public_configs_for_training(build_tiny):
+    dataset = build_tiny("tiny_train", train_pipeline())
+    np.random.seed(0)
+    for index in range(len(dataset)):
+        data = dataset[index]
+        images, metas = data["img"].data, data["img_metas"].data
+        assert images.shape == (6, 3, 64, 128)
+        assert images.dtype == torch.float32
+        assert images.is_contiguous()
+        assert data["points"].data.shape[1] == 5
+        assert metas["pad_shape"] == [(64, 128, 3)] * 6
+        assert np.stack(metas["lidar2img"]).shape == (6, 4, 4)
+        boxes, labels = metas["gt_bboxes_3d"], metas["gt_labels_3d"]
+        assert isinstance(boxes, LiDARInstance3DBoxes)
+        assert torch.equal(boxes.tensor, data["gt_bboxes_3d"].data.tensor)
+        assert torch.equal(labels, data["gt_labels_3d"].data)
+        assert (boxes.yaw.abs() <= np.pi + 1e-4).all()
+        assert metas["box_type_3d"] is LiDARInstance3DBoxes
+
+
+def test_pipeline_of_the_public_configs_for_testing(build_tiny):
+    transforms = [
+        {
+            "type": "GlobalRotScaleTrans",
+            "rot_range": [0, 0],
+            "scale_ratio_range": [1.0, 1.0],
+            "translation_std": [0, 0, 0],
+        },
+        {"type": "RandomFlip3D"},
+        *image_steps(training=False),
+        {"type": "DefaultFormatBundle3D", "class_names": list(CLASS_NAMES), "with_label": False},
+        {"type": "Collect3D", "keys": ["points", "img"]},
+    ]
+    augmented = {"type": "MultiScaleFlipAug3D", "img_scale": (1333, 800), "pts_scale_ratio": 1}
+    augmented |= {"flip": False, "transforms": transforms}
+    dataset = build_tiny(pipeline=[*load_steps(), augmented], test_mode=True)
+    data = dataset[1]
+    assert data["img"][0].data.shape == (6, 3, 64, 128)
+    assert data["img_metas"][0].data["sample_idx"] == dataset.data_infos[1]["token"]
+    assert len(data["points"][0].data) > 300
+
+
+def test_sweeps_carry_their_age(build_tiny):
+    dataset = build_tiny(pipeline=load_steps(), test_mode=True)
+    points = dataset[1]["points"].tensor
+    ages = np.unique(np.round(points[:, 4].numpy(), 3))
+    np.testing.assert_allclose(ages, [0.0, 0.2, 0.5, 0.7], atol=2e-3)
+
+
+def test_evaluation_takes_the_nearest_sweeps(build_tiny):
+    pipeline = load_steps()
+    pipeline[1] |= {"sweeps_num": 1}
+    dataset = build_tiny(pipeline=pipeline, test_mode=True)
+    for _ in range(5):
+        points = dataset[2]["points"].tensor
+        assert points[:, 4].max() == pytest.approx(0.2, abs=2e-3)
+
+
+def test_same_seed_gives_the_same_sample(build_tiny):
+    dataset = build_tiny("tiny_train", train_pipeline())
+
+    def draw():
+        np.random.seed(7)
+        torch.manual_seed(7)
+        return dataset[1]
+
+    first, second = draw(), draw()
+    assert torch.equal(first["img"].data, second["img"].data)
+    assert torch.equal(first["points"].data, second["points"].data)
+
+
+def test_steps_are_those_that_configs_name():
+    for name in steps.__all__:
+        built = Compose([{"type": name, **_OPTIONS.get(name, {})}]).transforms[0]
+        assert type(built) is getattr(steps, name)
+
+
+_OPTIONS = {
+    "Collect3D": {"keys": []},
+    "LoadPointsFromFile": {"coord_type": "LIDAR"},
+    "NormalizeMultiviewImage": {"mean": [0, 0, 0], "std": [1, 1, 1]},
+    "ObjectRangeFilter": {"point_cloud_range": RANGE},
+    "PadMultiViewImage": {"size_divisor": 32},
+    "ResizeCropFlipImage": {"data_aug_conf": CONF},
+}
+
+
+def test_images_are_read_as_mmcv_reads_them(build_tiny):
+    dataset = build_tiny(pipeline=[{"type": "LoadMultiViewImageFromFiles"}], test_mode=True)
+    data = dataset[0]
+    for name, image in zip(data["filename"], data["img"], strict=True):
+        np.testing.assert_array_equal(image, mmcv.imread(name, "unchanged"))
