@@ -1,0 +1,1 @@
+"""What decides: the spec, the space, the search, early stopping, one sweep from start to end."""

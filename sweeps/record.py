@@ -1,0 +1,401 @@
+"""The record of a sweep: two Optuna studies in one storage, and their plain view.
+
+This file alone knows how trials are laid out in the studies. Readers (analysis, report, export, the
+command line) work on `SweepRecord`; the driver writes through `Ledger`.
+
+The control stands in a study of its own, because its parameters lie outside the search space and
+Optuna's samplers intersect the spaces of all completed trials.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import optuna
+from optuna.distributions import BaseDistribution
+from optuna.storages import RDBStorage
+from optuna.trial import FrozenTrial, TrialState, create_trial
+
+ParamValue = float | int | bool | str
+Role = Literal["search", "control", "known"]
+Outcome = Literal["finished", "stopped", "diverged", "failed"]
+State = Literal["running", "complete", "fail"]
+
+SQLITE_PREFIX = "sqlite:///"
+SQLITE_TIMEOUT_S = 60.0
+
+# Two values of one rung are told apart by Optuna's integer step: the rung's place in the spec.
+_STATES: dict[TrialState, State] = {
+    TrialState.RUNNING: "running",
+    TrialState.COMPLETE: "complete",
+    TrialState.FAIL: "fail",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class RungResult:
+    """One score of one trial.
+
+    Attributes:
+        fraction: Share of the training budget spent, in (0, 1].
+        val_share: Share of the validation scenes scored, in (0, 1].
+        epoch: Epochs trained, fractional.
+        step: Optimizer steps taken.
+        metrics: All metrics, such as `val/nds`.
+        checkpoint: File that training can go on from.
+        seconds: Wall seconds of training up to here, over all attempts.
+    """
+
+    fraction: float
+    val_share: float
+    epoch: float
+    step: int
+    metrics: Mapping[str, float]
+    checkpoint: str | None
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialRecord:
+    """One trial as the study holds it.
+
+    Attributes:
+        number: Optuna's trial number within its study.
+        label: Names the trial's directory and its MLflow run.
+        role: Searched, the control, or a known point that was never trained here.
+        params: Everything the training function gets, derived values resolved, with the seed.
+        sampled: The searched axes alone.
+        outcome: None while the trial runs or waits for a resume.
+        reason: Why it ended so; empty only for a finished trial or a running one.
+        value: The objective at full budget and full validation, else None.
+        imputed: The study was told an estimate, since the trial was stopped early.
+        told: What the study was told, the estimate included.
+        seconds: Wall seconds of training over all attempts.
+    """
+
+    number: int
+    label: str
+    role: Role
+    params: Mapping[str, ParamValue]
+    sampled: Mapping[str, ParamValue]
+    seed: int
+    config_hash: str
+    rungs: tuple[RungResult, ...] = ()
+    outcome: Outcome | None = None
+    reason: str = ""
+    value: float | None = None
+    imputed: bool = False
+    told: float | None = None
+    seconds: float = 0.0
+    gpu_hours: float = 0.0
+    attempts: int = 0
+    mlflow_run_id: str | None = None
+    state: State = "running"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepRecord:
+    """All that is known about a sweep.
+
+    Attributes:
+        trials: Searched trials and known points, by number.
+        control: The fine-tuning with AQR off, if the sweep has one and it began.
+        attrs: Attributes of the sweep itself, such as `spec`, `metric` and `mode`.
+    """
+
+    name: str
+    trials: tuple[TrialRecord, ...]
+    control: TrialRecord | None
+    attrs: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def searched(self) -> tuple[TrialRecord, ...]:
+        """The trials the sweep chose itself."""
+        return tuple(trial for trial in self.trials if trial.role == "search")
+
+    @property
+    def started(self) -> tuple[TrialRecord, ...]:
+        """Every trial trained here, the control first."""
+        return (() if self.control is None else (self.control,)) + self.searched
+
+
+def trial_label(role: Role, number: int, config_hash: str) -> str:
+    """A trial's identity within its sweep.
+
+    A second control would be a second number, hence a second label.
+    """
+    stem = "control" if role == "control" else f"t{number:03d}"
+    return f"{stem}-{config_hash}"
+
+
+def sqlite_url(path: Path) -> str:
+    """Storage URL of a study file."""
+    return f"{SQLITE_PREFIX}{path.resolve()}"
+
+
+def control_study(name: str) -> str:
+    """Name of the study that holds the sweep's control."""
+    return f"{name}/control"
+
+
+def open_storage(url: str, *, create: bool = False) -> RDBStorage:
+    """Open the storage of a study.
+
+    Raises:
+        FileNotFoundError: If a SQLite file should exist and does not.
+    """
+    engine: dict[str, Any] = {}
+    if url.startswith(SQLITE_PREFIX):
+        path = Path(url.removeprefix(SQLITE_PREFIX))
+        if not create and not path.is_file():
+            raise FileNotFoundError(f"no study at {path}: has this sweep been started?")
+        # The rollback journal stays: a write-ahead log needs shared memory, which network file
+        # systems lack. Readers and the one writer wait for each other instead.
+        engine = {"connect_args": {"timeout": SQLITE_TIMEOUT_S}}
+    return RDBStorage(url, engine_kwargs=engine)
+
+
+def read_sweep(storage_url: str, name: str) -> SweepRecord:
+    """Read a sweep, also while its driver writes.
+
+    Raises:
+        FileNotFoundError: If there is no such storage file.
+        KeyError: If the storage holds no sweep of this name.
+    """
+    storage = open_storage(storage_url)
+    try:
+        return _read(storage, name)
+    finally:
+        storage.remove_session()
+        storage.engine.dispose()
+
+
+def _read(storage: RDBStorage, name: str) -> SweepRecord:
+    attrs = storage.get_study_user_attrs(storage.get_study_id_from_name(name))
+    run_ids = {
+        key.removeprefix(_RUN_ID): value for key, value in attrs.items() if key.startswith(_RUN_ID)
+    }
+    controls = _read_trials(storage, control_study(name), run_ids)
+    return SweepRecord(
+        name=name,
+        trials=_read_trials(storage, name, run_ids),
+        control=controls[-1] if controls else None,
+        attrs={key: value for key, value in attrs.items() if not key.startswith(_RUN_ID)},
+    )
+
+
+def _read_trials(
+    storage: RDBStorage, study: str, run_ids: Mapping[str, str]
+) -> tuple[TrialRecord, ...]:
+    frozen = storage.get_all_trials(storage.get_study_id_from_name(study), deepcopy=False)
+    trials = (_to_record(trial) for trial in sorted(frozen, key=lambda trial: trial.number))
+    return tuple(replace(trial, mlflow_run_id=run_ids.get(trial.label)) for trial in trials)
+
+
+# Attribute names. An end is one attribute, so that it stands whole or not at all.
+_ROLE, _PARAMS, _SEED, _HASH = "role", "params", "seed", "config_hash"
+_RUNGS, _ATTEMPTS, _END = "rungs", "attempts", "end"
+_RUN_ID = "mlflow_run/"
+
+
+def _to_record(trial: FrozenTrial) -> TrialRecord:
+    attrs = trial.user_attrs
+    end = attrs.get(_END, {})
+    outcome: Outcome | None = end.get("outcome")
+    told = trial.value if trial.state == TrialState.COMPLETE else None
+    rungs = tuple(RungResult(**rung) for rung in attrs.get(_RUNGS, ()))
+    return TrialRecord(
+        number=trial.number,
+        label=trial_label(attrs[_ROLE], trial.number, attrs[_HASH]),
+        role=attrs[_ROLE],
+        params=attrs[_PARAMS],
+        sampled=dict(trial.params),
+        seed=attrs[_SEED],
+        config_hash=attrs[_HASH],
+        rungs=rungs,
+        outcome=outcome,
+        reason=end.get("reason", ""),
+        value=told if outcome == "finished" else None,
+        imputed=end.get("imputed", False),
+        told=told,
+        seconds=end.get("seconds", rungs[-1].seconds if rungs else 0.0),
+        gpu_hours=end.get("gpu_hours", 0.0),
+        attempts=attrs.get(_ATTEMPTS, 0),
+        state=_STATES[trial.state],
+    )
+
+
+class Ledger:
+    """The two studies of one sweep, for its one writer.
+
+    Every change is in the storage when its method returns; `trials` is the same, in memory.
+
+    Attributes:
+        trials: The present record of each trial, by label.
+    """
+
+    def __init__(self, storage_url: str, name: str, *, mode: Literal["max", "min"]) -> None:
+        self.name = name
+        self._storage = open_storage(storage_url, create=True)
+        direction = "maximize" if mode == "max" else "minimize"
+        studies = [
+            optuna.create_study(
+                storage=self._storage, study_name=study, direction=direction, load_if_exists=True
+            )
+            for study in (name, control_study(name))
+        ]
+        self._study_ids = [self._storage.get_study_id_from_name(s.study_name) for s in studies]
+        record = self.read()
+        known = (*record.trials, *(() if record.control is None else (record.control,)))
+        self.trials: dict[str, TrialRecord] = {trial.label: trial for trial in known}
+        self._settle()
+
+    def read(self) -> SweepRecord:
+        """Read the whole sweep back from the storage."""
+        return _read(self._storage, self.name)
+
+    def close(self) -> None:
+        """Let go of the storage's connections."""
+        self._storage.remove_session()
+        self._storage.engine.dispose()
+
+    def set_attr(self, key: str, value: Any) -> None:
+        """Set an attribute of the sweep, a JSON value."""
+        self._storage.set_study_user_attr(self._study_ids[0], key, value)
+
+    def set_mlflow_run_id(self, label: str, run_id: str) -> None:
+        """Name the MLflow run of a trial, which may have ended already."""
+        # Optuna refuses changes to ended trials, so the study carries the run ids.
+        self.set_attr(f"{_RUN_ID}{label}", run_id)
+        self.trials[label] = replace(self.trials[label], mlflow_run_id=run_id)
+
+    def add_trial(
+        self,
+        *,
+        role: Role,
+        params: Mapping[str, ParamValue],
+        sampled: Mapping[str, ParamValue],
+        distributions: Mapping[str, BaseDistribution],
+        seed: int,
+        config_hash: str,
+        value: float | None = None,
+    ) -> TrialRecord:
+        """Enter a trial, whole or not at all; with a value, as one that has finished."""
+        end = _end("finished", "", imputed=False, seconds=0.0, gpu_hours=0.0)
+        attrs = {_ROLE: role, _PARAMS: dict(params), _SEED: seed, _HASH: config_hash}
+        template = create_trial(
+            state=TrialState.RUNNING if value is None else TrialState.COMPLETE,
+            value=value,
+            params=dict(sampled),
+            distributions=dict(distributions),
+            user_attrs=attrs if value is None else {**attrs, _END: end},
+        )
+        study_id = self._study_ids[role == "control"]
+        trial_id = self._storage.create_new_trial(study_id, template)
+        trial = _to_record(self._storage.get_trial(trial_id))
+        self.trials[trial.label] = trial
+        return trial
+
+    def start_attempt(self, label: str) -> TrialRecord:
+        """Count an attempt at training."""
+        trial = self.trials[label]
+        attempts = trial.attempts + 1
+        self._storage.set_trial_user_attr(self._id(trial), _ATTEMPTS, attempts)
+        return self._keep(replace(trial, attempts=attempts))
+
+    def append_rung(self, label: str, rung: RungResult, *, objective: float) -> TrialRecord:
+        """Write a rung, and the objective at it as the study's intermediate value."""
+        trial = self.trials[label]
+        rungs = (*trial.rungs, rung)
+        plain = [{**asdict(each), "metrics": dict(each.metrics)} for each in rungs]
+        self._storage.set_trial_user_attr(self._id(trial), _RUNGS, plain)
+        self._storage.set_trial_intermediate_value(self._id(trial), len(rungs) - 1, objective)
+        return self._keep(replace(trial, rungs=rungs, seconds=rung.seconds))
+
+    def finish(
+        self,
+        label: str,
+        *,
+        outcome: Outcome,
+        reason: str,
+        told: float | None,
+        seconds: float,
+        gpu_hours: float,
+    ) -> TrialRecord:
+        """End a trial.
+
+        Args:
+            label: The trial.
+            outcome: How it ended.
+            reason: Why; only a finished trial needs none.
+            told: What the study learns: the objective, or an estimate for a stopped trial.
+            seconds: Wall seconds of training over all attempts.
+            gpu_hours: The same in GPU-hours.
+
+        Raises:
+            ValueError: If the end lacks its reason or its value.
+        """
+        if outcome != "finished" and not reason:
+            raise ValueError(f"a trial that ended as {outcome!r} must carry a reason")
+        if (told is not None and math.isfinite(told)) != (outcome in ("finished", "stopped")):
+            raise ValueError(f"an outcome of {outcome!r} does not go with the value {told}")
+        trial = self.trials[label]
+        imputed = outcome == "stopped"
+        end = _end(outcome, reason, imputed=imputed, seconds=seconds, gpu_hours=gpu_hours)
+        # The value rides along, so that a kill between the two writes loses nothing.
+        self._storage.set_trial_user_attr(self._id(trial), _END, {**end, "told": told})
+        self._set_state(self._id(trial), told)
+        return self._keep(
+            replace(
+                trial,
+                outcome=outcome,
+                reason=reason,
+                told=told,
+                value=told if outcome == "finished" else None,
+                imputed=imputed,
+                seconds=seconds,
+                gpu_hours=gpu_hours,
+                state="fail" if told is None else "complete",
+            )
+        )
+
+    def distributions(self, label: str) -> dict[str, BaseDistribution]:
+        """The distributions a trial was drawn from."""
+        return self._storage.get_trial(self._id(self.trials[label])).distributions
+
+    def _settle(self) -> None:
+        """Carry out ends that a kill left half written."""
+        for trial in list(self.trials.values()):
+            if trial.state != "running" or trial.outcome is None:
+                continue
+            frozen = self._storage.get_trial(self._id(trial))
+            self._set_state(self._id(trial), frozen.user_attrs[_END]["told"])
+            settled = _to_record(self._storage.get_trial(self._id(trial)))
+            self._keep(replace(settled, mlflow_run_id=trial.mlflow_run_id))
+
+    def _set_state(self, trial_id: int, told: float | None) -> None:
+        state = TrialState.FAIL if told is None else TrialState.COMPLETE
+        values = None if told is None else [told]
+        self._storage.set_trial_state_values(trial_id, state=state, values=values)
+
+    def _id(self, trial: TrialRecord) -> int:
+        study_id = self._study_ids[trial.role == "control"]
+        return self._storage.get_trial_id_from_study_id_trial_number(study_id, trial.number)
+
+    def _keep(self, trial: TrialRecord) -> TrialRecord:
+        self.trials[trial.label] = trial
+        return trial
+
+
+def _end(
+    outcome: Outcome, reason: str, *, imputed: bool, seconds: float, gpu_hours: float
+) -> dict[str, Any]:
+    return {
+        "outcome": outcome,
+        "reason": reason,
+        "imputed": imputed,
+        "seconds": seconds,
+        "gpu_hours": gpu_hours,
+    }

@@ -1,0 +1,329 @@
+"""A whole sweep: start, resume, end.
+
+The study in the sweep's directory is the record. A resume is a new Ray run built from it; Tune's
+own snapshots are switched off.
+"""
+
+import fcntl
+import logging
+import os
+import secrets
+import socket
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import optuna
+import ray
+from ray import tune
+from ray.tune import PlacementGroupFactory
+from ray.tune.error import TuneError
+from ray.tune.experiment import Trial
+
+from sweeps.listeners import Audience, Listener, SweepContext
+from sweeps.record import Ledger, SweepRecord
+from sweeps.search import StudySearcher
+from sweeps.spec import COPY_NAME, SweepSpec, load_copy
+from sweeps.stopping import RungScheduler
+from sweeps.trial import Job, SweepTrainable, TrainFn
+
+LOCK_NAME = "driver.lock"
+RAY_NAME = "ray"
+TICK_S = 1.0
+# A process that dies (out of memory, a lost node) is replaced; its training goes on from the newest
+# checkpoint. Errors of the training itself end the trial.
+MAX_PROCESS_DEATHS = 2
+# Trials hand scores over, nothing large; Ray would take a third of the memory.
+OBJECT_STORE_BYTES = 128 << 20
+SLOTS_AGE_S = 5.0
+
+_TUNE_ENVIRONMENT = {
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    "TUNE_GLOBAL_CHECKPOINT_S": "1e9",
+    # The searcher counts; Tune must not start processes one after the other.
+    "TUNE_MAX_PENDING_TRIALS_PG": "1000",
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
+    "TUNE_WARN_INSUFFICENT_RESOURCE_THRESHOLD_S": "60",
+}
+
+
+class SweepRefused(RuntimeError):
+    """A sweep cannot start or resume as asked; says why and what to do."""
+
+
+class SweepInterrupted(KeyboardInterrupt):
+    """A sweep was interrupted; its study is complete and `resume` continues it."""
+
+
+def run_sweep(
+    spec: SweepSpec, train_fn: TrainFn, *, listeners: Sequence[Listener] = ()
+) -> SweepRecord:
+    """Run a new sweep to its end.
+
+    Uses the Ray instance of this process if there is one, else the cluster at `RAY_ADDRESS`, else
+    one of its own.
+
+    Raises:
+        SweepRefused: If the sweep exists, another driver has it, or a trial does not fit.
+        SweepInterrupted: After Ctrl-C.
+    """
+    spec.directory.mkdir(parents=True, exist_ok=True)
+    with _locked(spec.directory):
+        if (spec.directory / COPY_NAME).exists():
+            raise SweepRefused(
+                f"the sweep {spec.name!r} exists in {spec.directory}: resume it, or name another"
+            )
+        spec.write_copy(spec.directory)
+        return _drive(spec, train_fn, listeners, resumed=False)
+
+
+def resume_sweep(
+    spec: SweepSpec, train_fn: TrainFn, *, listeners: Sequence[Listener] = ()
+) -> SweepRecord:
+    """Continue a sweep from its study; one that has ended gives its record.
+
+    Raises:
+        SweepRefused: If there is no such sweep, its spec differs, another driver has it, or a trial
+            does not fit.
+        SweepInterrupted: After Ctrl-C.
+    """
+    if not (spec.directory / COPY_NAME).exists():
+        raise SweepRefused(f"no sweep {spec.name!r} in {spec.directory} to resume: run it first")
+    with _locked(spec.directory):
+        _refuse_changes(load_copy(spec.directory), spec)
+        return _drive(spec, train_fn, listeners, resumed=True)
+
+
+def _refuse_changes(before: SweepSpec, now: SweepSpec) -> None:
+    old, new = before.dump(), now.dump()
+    # Where the same sweep stands may be written in different ways.
+    changed = [key for key in old if old[key] != new[key] and key != "storage"]
+    if changed:
+        raise SweepRefused(
+            f"a resume must have the spec of the start ({before.directory / COPY_NAME}), but "
+            f"{', '.join(changed)} changed: restore it, or name another sweep"
+        )
+
+
+def _drive(
+    spec: SweepSpec, train_fn: TrainFn, listeners: Sequence[Listener], *, resumed: bool
+) -> SweepRecord:
+    # Both speak of what is switched off or chosen here on purpose.
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    logging.getLogger("ray.tune").setLevel(logging.ERROR)
+    audience = Audience(listeners)
+    with _ray_running(), _environment(_TUNE_ENVIRONMENT):
+        slots = _Slots(spec)
+        ledger = Ledger(spec.storage_url, spec.name, mode=spec.objective.mode)
+        try:
+            _describe(spec, ledger)
+            searcher = StudySearcher(spec, ledger, audience, slots.count)
+            context = SweepContext(
+                spec=spec, directory=spec.directory, ledger=ledger, resumed=resumed
+            )
+            audience.tell(lambda listener: listener.on_start(context))
+            interrupted = _tune(spec, train_fn, searcher, audience)
+            record = ledger.read()
+            audience.tell(lambda listener: listener.on_end(record, interrupted=interrupted))
+        finally:
+            ledger.close()
+    if interrupted:
+        raise SweepInterrupted(f"the sweep {spec.name!r} was interrupted: resume continues it")
+    return record
+
+
+def _describe(spec: SweepSpec, ledger: Ledger) -> None:
+    attrs = ledger.read().attrs
+    wanted = {
+        "spec": spec.dump(),
+        "metric": spec.objective.key,
+        "mode": spec.objective.mode,
+        "noise": spec.objective.noise,
+    }
+    if "spec" in attrs and attrs["spec"]["space"] != wanted["spec"]["space"]:
+        raise SweepRefused(
+            f"the storage holds another sweep {spec.name!r} with another space: name this one anew"
+        )
+    for key, value in wanted.items():
+        if attrs.get(key) != value:
+            ledger.set_attr(key, value)
+
+
+def _tune(spec: SweepSpec, train_fn: TrainFn, searcher: StudySearcher, audience: Audience) -> bool:
+    """Let Tune run the trials; True if the user interrupted it."""
+    job = Job(
+        train_fn=train_fn,
+        trials_dir=spec.directory / "trials",
+        fidelities=spec.stopping.fidelities,
+        metric=spec.objective.key,
+        num_threads=spec.resources.cpus,
+    )
+    try:
+        tune.run(
+            type("SweepTrial", (SweepTrainable,), {"job": job}),
+            name=RAY_NAME,
+            storage_path=str(spec.directory),
+            num_samples=-1,
+            search_alg=searcher,
+            scheduler=RungScheduler(searcher.judge, searcher.note_death),
+            resources_per_trial=PlacementGroupFactory([_bundle(spec)]),
+            reuse_actors=True,
+            max_failures=MAX_PROCESS_DEATHS,
+            raise_on_failed_trial=False,
+            callbacks=[_Clock(searcher, audience)],
+            trial_name_creator=_ray_name,
+            trial_dirname_creator=_ray_name,
+            verbose=0,
+        )
+    except KeyboardInterrupt:
+        return True
+    except TuneError:
+        # Tune wraps what our side raised into a text.
+        if searcher.failure is not None:
+            raise searcher.failure from None
+        raise
+    return False
+
+
+def _ray_name(trial: Trial) -> str:
+    return trial.trial_id
+
+
+def _bundle(spec: SweepSpec) -> dict[str, float]:
+    gpus = {"GPU": float(spec.resources.gpus)} if spec.resources.gpus else {}
+    return {"CPU": float(spec.resources.cpus), **gpus}
+
+
+class _Clock(tune.Callback):
+    """Passes on what Tune tells callbacks alone."""
+
+    def __init__(self, searcher: StudySearcher, audience: Audience) -> None:
+        self._searcher, self._audience = searcher, audience
+        self._next_tick = 0.0
+
+    def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
+        if (now := time.monotonic()) >= self._next_tick:
+            self._next_tick = now + TICK_S
+            self._audience.tell(lambda listener: listener.on_tick())
+
+    def on_trial_recover(
+        self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
+    ) -> None:
+        self._searcher.note_restart(trial.trial_id)
+
+
+class _Slots:
+    """How many trials may run at once, on a cluster that may grow.
+
+    Raises:
+        SweepRefused: If not even one fits.
+    """
+
+    def __init__(self, spec: SweepSpec) -> None:
+        self._wish = spec.resources.concurrent
+        self._bundle = _bundle(spec)
+        self._read_at = -SLOTS_AGE_S
+        self._fitting = 0
+        self._read()
+        if self._fitting == 0:
+            there = {key: ray.cluster_resources().get(key, 0.0) for key in self._bundle}
+            raise SweepRefused(
+                f"the cluster must hold one trial ({_amounts(self._bundle)}), "
+                f"but has {_amounts(there)}: lower `resources`, or use another cluster"
+            )
+
+    def count(self) -> int:
+        """The number now."""
+        if time.monotonic() - self._read_at > SLOTS_AGE_S:
+            self._read()
+        return self._fitting if self._wish is None else min(self._wish, max(1, self._fitting))
+
+    def _read(self) -> None:
+        self._read_at = time.monotonic()
+        # A trial stands on one node.
+        self._fitting = sum(
+            min(int(node["Resources"].get(key, 0.0) // need) for key, need in self._bundle.items())
+            for node in ray.nodes()
+            if node["Alive"]
+        )
+
+
+def _amounts(resources: Mapping[str, float]) -> str:
+    return ", ".join(f"{amount:g} {key}" for key, amount in resources.items())
+
+
+@contextmanager
+def _ray_running() -> Iterator[None]:
+    """See that Ray runs, and end it if it is ours."""
+    if ray.is_initialized():
+        yield
+        return
+    if os.environ.get("RAY_ADDRESS"):
+        ray.init(log_to_driver=False, logging_level=logging.WARNING)
+    else:
+        _start_local_ray()
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _start_local_ray() -> None:
+    _name_token()
+    ray.init(
+        address="local",
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.WARNING,
+        object_store_memory=OBJECT_STORE_BYTES,
+    )
+
+
+def _name_token() -> None:
+    """Give this process its own cluster token, unless the user has one.
+
+    Without it Ray writes a token into the home directory, which every later cluster then demands.
+    Ray keeps the first token for the life of a process, hence so do we.
+    """
+    own = any(os.environ.get(name) for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"))
+    if not own and not (Path.home() / ".ray" / "auth_token").exists():
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    # Ray warns that it switches tokens on.
+    logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
+
+
+@contextmanager
+def _environment(variables: Mapping[str, str]) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+@contextmanager
+def _locked(directory: Path) -> Iterator[None]:
+    """Hold the sweep for this driver; the kernel lets go of it however the driver ends."""
+    with (directory / LOCK_NAME).open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.seek(0)
+            raise SweepRefused(
+                f"another driver has the sweep in {directory} ({file.read().strip()}): "
+                "wait for it, or stop it"
+            ) from error
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        file.flush()
+        yield

@@ -1,0 +1,107 @@
+"""A trial's spool: what it logs, one JSON record a line, appended where the trial runs.
+
+Statistics and losses go here and never through Ray; the tracker reads on from a byte offset when it
+can. Kinds of records: `attempt`, `log`, `rung`, `artifact`. After a resume, steps may come again;
+the later line holds.
+"""
+
+import json
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+SPOOL_NAME = "spool.jsonl"
+MAX_CHUNK_BYTES = 4 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpoolChunk:
+    """Some records of a spool.
+
+    Attributes:
+        records: In the order they were written.
+        offset: Where to read on, in bytes.
+    """
+
+    records: tuple[dict[str, Any], ...]
+    offset: int
+
+
+def spool_path(trial_dir: Path) -> Path:
+    """The spool of a trial."""
+    return trial_dir / SPOOL_NAME
+
+
+class SpoolWriter:
+    """Appends to a spool; each record is one write, so readers see whole lines."""
+
+    def __init__(self, path: Path) -> None:
+        _cut_torn_line(path)
+        self._file = path.open("ab", buffering=0)
+
+    def attempt(self, number: int) -> None:
+        """Mark where an attempt at training begins."""
+        self._append("attempt", attempt=number)
+
+    def log(self, values: Mapping[str, float], *, step: int) -> None:
+        """Add values of an optimizer step."""
+        self._append("log", step=step, values={key: float(v) for key, v in values.items()})
+
+    def rung(
+        self,
+        metrics: Mapping[str, float],
+        *,
+        fraction: float,
+        val_share: float,
+        epoch: float,
+        step: int,
+    ) -> None:
+        """Add a score, and see that all before it is on the disk."""
+        self._append(
+            "rung",
+            fraction=fraction,
+            val_share=val_share,
+            epoch=epoch,
+            step=step,
+            metrics=dict(metrics),
+        )
+        os.fsync(self._file.fileno())
+
+    def artifact(self, path: Path) -> None:
+        """Name a file for the tracker."""
+        self._append("artifact", path=str(path.resolve()))
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def _append(self, kind: str, **values: Any) -> None:
+        record = {"kind": kind, "time_ms": time.time_ns() // 1_000_000, **values}
+        self._file.write(json.dumps(record).encode() + b"\n")
+
+
+def read_spool(path: Path, offset: int = 0) -> SpoolChunk:
+    """Read whole lines from an offset on, some megabytes at most; nothing if there is no spool."""
+    try:
+        with path.open("rb") as file:
+            file.seek(offset)
+            data = file.read(MAX_CHUNK_BYTES)
+            if b"\n" not in data:
+                data += file.readline()
+    except FileNotFoundError:
+        return SpoolChunk(records=(), offset=offset)
+    whole = data[: data.rfind(b"\n") + 1]
+    records = tuple(json.loads(line) for line in whole.splitlines())
+    return SpoolChunk(records=records, offset=offset + len(whole))
+
+
+def _cut_torn_line(path: Path) -> None:
+    """Remove the half line that a killed writer may have left."""
+    if not path.exists():
+        return
+    data = path.read_bytes()
+    if data and not data.endswith(b"\n"):
+        os.truncate(path, data.rfind(b"\n") + 1)
