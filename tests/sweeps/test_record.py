@@ -1,0 +1,172 @@
+from pathlib import Path
+
+import pytest
+from optuna.distributions import FloatDistribution
+
+from sweeps.record import Ledger, RungResult, TrialRecord, read_sweep, sqlite_url, trial_label
+
+DISTRIBUTIONS = {"x": FloatDistribution(0, 1)}
+
+
+def rung(fraction: float, nds: float) -> RungResult:
+    return RungResult(
+        fraction=fraction,
+        val_share=1.0,
+        epoch=fraction,
+        step=int(100 * fraction),
+        metrics={"val/nds": nds},
+        checkpoint="/somewhere/rung.pth",
+        seconds=10 * fraction,
+    )
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> str:
+    return sqlite_url(tmp_path / "study.db")
+
+
+def add(ledger: Ledger, x: float, *, value: float | None = None) -> TrialRecord:
+    return ledger.add_trial(
+        role="search" if value is None else "known",
+        params={"x": x, "seed": 0},
+        sampled={"x": x},
+        distributions=DISTRIBUTIONS,
+        seed=0,
+        config_hash="0123abcd",
+        value=value,
+    )
+
+
+def add_control(ledger: Ledger) -> TrialRecord:
+    return ledger.add_trial(
+        role="control",
+        params={"enable_aqr": False, "seed": 0},
+        sampled={},
+        distributions={},
+        seed=0,
+        config_hash="ffffffff",
+    )
+
+
+def test_a_trial_from_start_to_end_reads_back(url: str) -> None:
+    ledger = Ledger(url, "s", mode="max")
+    trial = add(ledger, 0.25)
+    assert trial.label == "t000-0123abcd"
+    assert (trial.state, trial.outcome, trial.attempts) == ("running", None, 0)
+    ledger.start_attempt(trial.label)
+    ledger.append_rung(trial.label, rung(0.5, 0.3), objective=0.3)
+    ledger.append_rung(trial.label, rung(1.0, 0.4), objective=0.4)
+    ledger.set_mlflow_run_id(trial.label, "run-1")
+    ledger.finish(trial.label, outcome="finished", reason="", told=0.4, seconds=12.0, gpu_hours=0.5)
+    (read,) = read_sweep(url, "s").trials
+    assert read == ledger.trials[trial.label]
+    assert read == TrialRecord(
+        number=0,
+        label="t000-0123abcd",
+        role="search",
+        params={"x": 0.25, "seed": 0},
+        sampled={"x": 0.25},
+        seed=0,
+        config_hash="0123abcd",
+        rungs=(rung(0.5, 0.3), rung(1.0, 0.4)),
+        outcome="finished",
+        value=0.4,
+        told=0.4,
+        seconds=12.0,
+        gpu_hours=0.5,
+        attempts=1,
+        mlflow_run_id="run-1",
+        state="complete",
+    )
+
+
+def test_a_stopped_trial_has_an_estimate_but_no_value(url: str) -> None:
+    ledger = Ledger(url, "s", mode="max")
+    trial = add(ledger, 0.5)
+    ledger.append_rung(trial.label, rung(0.5, 0.2), objective=0.2)
+    ledger.finish(
+        trial.label, outcome="stopped", reason="too low", told=0.25, seconds=5.0, gpu_hours=0.0
+    )
+    (read,) = read_sweep(url, "s").trials
+    assert (read.value, read.told, read.imputed, read.reason) == (None, 0.25, True, "too low")
+
+
+@pytest.mark.parametrize("outcome", ["diverged", "failed"])
+def test_a_trial_without_a_result_is_a_failure_of_the_study(url: str, outcome: str) -> None:
+    ledger = Ledger(url, "s", mode="max")
+    trial = add(ledger, 0.5)
+    ledger.finish(trial.label, outcome=outcome, reason="nan", told=None, seconds=5.0, gpu_hours=0.0)
+    (read,) = read_sweep(url, "s").trials
+    assert (read.outcome, read.state, read.told, read.reason) == (outcome, "fail", None, "nan")
+
+
+@pytest.mark.parametrize(
+    ("outcome", "reason", "told", "message"),
+    [
+        ("stopped", "", 0.3, "must carry a reason"),
+        ("failed", "", None, "must carry a reason"),
+        ("finished", "", None, "does not go with the value None"),
+        ("finished", "", float("nan"), "does not go with the value nan"),
+        ("diverged", "nan", 0.3, "does not go with the value 0.3"),
+    ],
+)
+def test_an_end_must_be_whole(
+    url: str, outcome: str, reason: str, told: float | None, message: str
+) -> None:
+    ledger = Ledger(url, "s", mode="max")
+    label = add(ledger, 0.5).label
+    with pytest.raises(ValueError, match=message):
+        ledger.finish(label, outcome=outcome, reason=reason, told=told, seconds=0, gpu_hours=0)
+    assert read_sweep(url, "s").trials[0].state == "running"
+
+
+def test_known_points_and_the_control(url: str) -> None:
+    ledger = Ledger(url, "s", mode="max")
+    known = add(ledger, 0.1, value=0.33)
+    control = add_control(ledger)
+    trial = add(ledger, 0.2)
+    ledger.set_attr("metric", "val/nds")
+    ledger.set_mlflow_run_id(known.label, "run-k")
+    record = read_sweep(url, "s")
+    assert [t.label for t in record.trials] == [known.label, trial.label]
+    assert record.trials[0].value == 0.33
+    assert record.trials[0].mlflow_run_id == "run-k"
+    assert record.control == control
+    assert record.searched == (trial,)
+    assert record.started == (control, trial)
+    assert record.attrs == {"metric": "val/nds"}
+
+
+def test_an_end_half_written_is_carried_out_by_the_next_driver(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger = Ledger(url, "s", mode="max")
+    label = add(ledger, 0.5).label
+
+    def killed(trial_id: int, told: float | None) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ledger, "_set_state", killed)
+    with pytest.raises(KeyboardInterrupt):
+        ledger.finish(label, outcome="finished", reason="", told=0.4, seconds=1.0, gpu_hours=0.0)
+    assert read_sweep(url, "s").trials[0].state == "running"
+    again = Ledger(url, "s", mode="max")
+    assert (again.trials[label].state, again.trials[label].value) == ("complete", 0.4)
+    assert read_sweep(url, "s").trials[0] == again.trials[label]
+
+
+def test_a_reader_creates_nothing(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="has this sweep been started"):
+        read_sweep(sqlite_url(tmp_path / "study.db"), "s")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unknown_sweep_of_a_storage_is_an_error(url: str) -> None:
+    Ledger(url, "s", mode="max")
+    with pytest.raises(KeyError):
+        read_sweep(url, "other")
+
+
+def test_the_label_is_role_number_and_hash() -> None:
+    assert trial_label("search", 7, "0123abcd") == "t007-0123abcd"
+    assert trial_label("control", 0, "0123abcd") == "control-0123abcd"

@@ -1,0 +1,172 @@
+import fcntl
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import ray
+import synthetic_training
+from spec_samples import small_spec
+from synthetic_training import Bowl
+
+from sweeps.listeners import Listener, SweepContext
+from sweeps.record import RungResult, SweepRecord, TrialRecord, read_sweep
+from sweeps.run import LOCK_NAME, SweepRefused, _name_token, resume_sweep, run_sweep
+from sweeps.spec import SweepSpec, load_copy
+from sweeps.spool import read_spool, spool_path
+from sweeps.stopping import Verdict
+
+# Ray and Tune leave sockets and files to the garbage collector.
+pytestmark = [
+    pytest.mark.integration,
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _local_ray() -> Iterator[None]:
+    # Ray's processes do not find the modules of the tests.
+    ray.cloudpickle.register_pickle_by_value(synthetic_training)
+    _name_token()
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=80 << 20)
+    yield
+    ray.shutdown()
+
+
+class Notes(Listener):
+    def __init__(self) -> None:
+        self.events: list[str] = []
+
+    def on_start(self, sweep: SweepContext) -> None:
+        self.events.append(f"start resumed={sweep.resumed}")
+
+    def on_trial_end(self, trial: TrialRecord) -> None:
+        self.events.append(f"{trial.role} {trial.outcome}")
+
+    def on_tick(self) -> None:
+        if "tick" not in self.events:
+            self.events.append("tick")
+
+    def on_end(self, record: SweepRecord, *, interrupted: bool) -> None:
+        self.events.append(f"end interrupted={interrupted}")
+
+
+class Broken(Listener):
+    def on_start(self, sweep: SweepContext) -> None:
+        raise OSError("no tracker")
+
+    def on_rung(self, trial: TrialRecord, rung: RungResult, verdict: Verdict) -> None:
+        raise OSError("no tracker")
+
+
+def choices_spec(path: Path, *values: float) -> SweepSpec:
+    """Trials at exactly these x, one each, in some order."""
+    return small_spec(
+        path,
+        space=f"{{x: {{choices: {list(values)}}}}}",
+        constraints="[]",
+        budget=f"{{trials: {4 * len(values)}}}",
+    )
+
+
+def trials_at(record: SweepRecord, x: float) -> list[TrialRecord]:
+    return [trial for trial in record.trials if trial.params["x"] == x]
+
+
+def test_a_sweep_runs_to_its_end_and_again_gives_its_record(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    spec = small_spec(tmp_path, known="[{params: {x: 0.25, y: 0.25}, NDS: 0.4}]")
+    notes = Notes()
+    record = run_sweep(spec, Bowl(), listeners=[Broken(), notes])
+    assert record == read_sweep(spec.storage_url, spec.name)
+    assert [trial.number for trial in record.trials] == [0, 1, 2, 3, 4]
+    assert [trial.role for trial in record.trials] == ["known"] + ["search"] * 4
+    assert record.control is not None
+    assert record.control.value == pytest.approx(0.5 - 0.09 - 0.04)
+    for trial in record.started:
+        assert (trial.outcome, trial.attempts, len(trial.rungs)) == ("finished", 1, 2)
+        assert trial.seconds > 0
+        records = read_spool(spool_path(spec.trial_dir(trial.label))).records
+        assert [r["kind"] for r in records] == ["attempt", "log", "rung", "log", "rung"]
+        assert "with 1 threads" in (spec.trial_dir(trial.label) / "trial.log").read_text()
+    for trial in record.searched:
+        x, y = float(trial.params["x"]), float(trial.params["y"])
+        assert trial.value == pytest.approx(0.5 - (x - 0.2) ** 2 - (y - 0.3) ** 2)
+    assert sorted(notes.events) == sorted(
+        ["start resumed=False", "tick", "control finished", "end interrupted=False"]
+        + ["search finished"] * 4
+    )
+    # A listener that fails is logged once a kind and ends nothing.
+    assert caplog.text.count("Broken: OSError") == 1
+
+    assert load_copy(spec.directory) == spec
+    with pytest.raises(SweepRefused, match=r"exists in .*: resume it, or name another"):
+        run_sweep(spec, Bowl())
+    again = resume_sweep(spec, Bowl())
+    assert again.trials == record.trials
+    with pytest.raises(SweepRefused, match="but objective, known changed"):
+        resume_sweep(small_spec(tmp_path, objective="{noise: 0.5}", known="[]"), Bowl())
+
+
+def test_trials_that_go_wrong_end_alone(tmp_path: Path) -> None:
+    spec = choices_spec(tmp_path, 0.1, 0.6, 0.7, 0.8, 0.9)
+    record = run_sweep(spec, Bowl())
+    assert all(trial.outcome == "finished" for trial in trials_at(record, 0.1))
+    for trial in trials_at(record, 0.9):
+        assert (trial.outcome, trial.reason) == ("diverged", "the loss is nan at step 3")
+    for trial in trials_at(record, 0.8):
+        assert trial.outcome == "failed"
+        assert trial.reason.startswith("RuntimeError: a corrupt sample\nlog: ")
+    for trial in trials_at(record, 0.7):
+        # Its process died once, and was replaced.
+        assert (trial.outcome, trial.attempts) == ("finished", 2)
+    for trial in trials_at(record, 0.6):
+        assert (trial.outcome, trial.attempts) == ("failed", 3)
+        assert trial.reason.startswith("the trial's process ended: ")
+    assert len(record.trials) == spec.budget.trials
+
+
+def test_hopeless_trials_are_stopped_between_rungs(tmp_path: Path) -> None:
+    rungs = (0.25, 0.5, 1.0)
+    spec = small_spec(
+        tmp_path,
+        stopping="{rule: fast, rungs: [0.25, 0.5, 1.0]}",
+        budget="{trials: 8}",
+        resources="{concurrent: 1}",
+    )
+    record = run_sweep(spec, Bowl(rungs=rungs))
+    stopped = [trial for trial in record.trials if trial.outcome == "stopped"]
+    assert stopped
+    for trial in stopped:
+        assert len(trial.rungs) < 3
+        assert trial.reason.startswith("rank ")
+        assert trial.imputed
+        assert trial.value is None
+        spooled = read_spool(spool_path(spec.trial_dir(trial.label))).records
+        assert sum(r["kind"] == "rung" for r in spooled) == len(trial.rungs)
+    assert record.control is not None
+    assert record.control.outcome == "finished"
+
+
+def test_a_second_driver_is_refused(tmp_path: Path) -> None:
+    spec = small_spec(tmp_path)
+    spec.directory.mkdir(parents=True)
+    with (spec.directory / LOCK_NAME).open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        file.write("process 7 on somewhere")
+        file.flush()
+        with pytest.raises(SweepRefused, match=r"another driver .* process 7 on somewhere"):
+            run_sweep(spec, Bowl())
+
+
+def test_nothing_to_resume_is_said(tmp_path: Path) -> None:
+    with pytest.raises(SweepRefused, match="run it first"):
+        resume_sweep(small_spec(tmp_path), Bowl())
+
+
+def test_a_trial_that_fits_nowhere_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SweepRefused, match=r"must hold one trial .3 CPU., but has 2 CPU"):
+        run_sweep(small_spec(tmp_path, resources="{cpus: 3}"), Bowl())
