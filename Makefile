@@ -1,23 +1,42 @@
-# make sweep   set everything up and run the quickstart sweep to its leaderboard, report and exported config
-# make test    set everything up and run the tests
-.PHONY: sweep test setup data lint format pretrain ui clean
+# make sweep     set everything up and run the quickstart sweep to its leaderboard, report and exported config
+# make test      set everything up and pass the tests
+# make pretrain  make the committed nano checkpoint anew: about an hour on two cores
+.PHONY: sweep test setup data lint format pretrain clean
 
 PY := .venv/bin/python
-export PYTHONWARNINGS ?= ignore::UserWarning:mmcv
+SWEEP := .venv/bin/aqr-sweep
+RUN := runs/quickstart
+SHIFTED := data/synthetic/shifted
+BASE := data/synthetic/base
+INFOS := nuscenes_infos_synth_val.pkl
+
+sweep: setup $(SHIFTED)/$(INFOS)
+	@if [ -e $(RUN)/spec.yaml ]; then $(SWEEP) resume $(RUN); \
+	else $(SWEEP) run sweeps/specs/quickstart.yaml; fi
+	@$(SWEEP) export $(RUN)
+
+test: setup
+	@$(PY) -m pytest
 
 setup:
 	@scripts/setup.sh
 
-data: setup
-	@$(PY) -m aqr_model.data.synthetic --quickstart
+data: setup $(SHIFTED)/$(INFOS)
 
-sweep: data
-	@if [ -e runs/quickstart/study.db ]; then .venv/bin/aqr-sweep resume runs/quickstart; \
-	else .venv/bin/aqr-sweep run sweeps/specs/quickstart.yaml; fi
-	@.venv/bin/aqr-sweep export runs/quickstart
+$(SHIFTED)/$(INFOS): | setup
+	@$(PY) -m aqr_model.data.synthetic --root $(SHIFTED) --domain shifted \
+		--train-scenes 45 --val-scenes 12 --seed 1 --workers 2
+	@$(PY) -m aqr_model.data.prepare --dataroot $(SHIFTED) --version v1.0-synth
 
-test: setup
-	@$(PY) -m pytest
+$(BASE)/$(INFOS): | setup
+	@$(PY) -m aqr_model.data.synthetic --root $(BASE) --domain base \
+		--train-scenes 300 --val-scenes 15 --seed 0 --workers 2
+	@$(PY) -m aqr_model.data.prepare --dataroot $(BASE) --version v1.0-synth
+
+pretrain: setup $(BASE)/$(INFOS)
+	@$(PY) -m aqr_model.train aqr_model/configs/cmt_nano.py --resume
+	@$(PY) -m aqr_model.publish aqr_model/configs/cmt_nano.py work_dirs/cmt_nano/final.pth \
+		aqr_model/checkpoints/cmt_nano.pth
 
 lint: setup
 	@.venv/bin/ruff format --check .

@@ -19,6 +19,8 @@ wanted=$(cat scripts/setup.sh requirements/*.txt pyproject.toml | sha256sum | cu
 [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$wanted" ] && exit 0
 
 say() { echo "setup: $*"; }
+# What build backends and legacy packages warn about is nothing that a user could act on.
+export PYTHONWARNINGS=ignore
 pip() { .venv/bin/python -m pip --disable-pip-version-check install --quiet --constraint requirements/constraints.txt "$@"; }
 
 [ -x .venv/bin/python ] || { say "creating .venv"; "$PYTHON" -m venv .venv; }
