@@ -1,0 +1,78 @@
+"""Publish trained weights as a base checkpoint: small, scored, and with what produced it.
+
+``python -m aqr_model.publish CONFIG WEIGHTS OUT`` writes OUT with weights in half precision, scores
+that file, and writes OUT with the ending ``.json``: config, seeds, data, commands and scores.
+"""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from mmcv import Config
+from mmdet3d.models import build_model
+
+from aqr_model.checkpoint import load_pretrained, save_weights
+from aqr_model.evaluate import Evaluator
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+def publish(config: Path, weights: Path, out: Path) -> dict[str, Any]:
+    """Write a base checkpoint and its record.
+
+    Half precision halves the file; what is scored is the file, not the weights it came from.
+
+    Args:
+        config: The training config that produced the weights.
+        weights: ``final.pth`` of that training.
+        out: The checkpoint to write.
+
+    Returns:
+        The record, as written beside the checkpoint.
+    """
+    cfg = Config.fromfile(str(config))
+    model = build_model(cfg.model)
+    load_pretrained(model, weights)
+    trained = torch.load(weights, map_location="cpu", weights_only=True)["meta"]
+    save_weights(model.half(), out, **trained)
+    model = build_model(cfg.model)
+    load_pretrained(model, out)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    scores = Evaluator(cfg, device=device).score(model.to(device))
+    record = {
+        "commands": [
+            f"python -m aqr_model.train {config}",
+            f"python -m aqr_model.publish {config} {weights} {out}",
+        ],
+        "config": str(config),
+        "seed": cfg.seed,
+        "steps": trained["step"],
+        "data": _described(Path(cfg.data.val.data_root)),
+        "scores": {name: round(value, 4) for name, value in scores.items()},
+    }
+    out.with_suffix(".json").write_text(json.dumps(record, indent=2) + "\n")
+    return record
+
+
+def _described(data_root: Path) -> dict[str, Any]:
+    """Settings of a synthetic dataset, which bring it back byte for byte; else its place."""
+    manifest = data_root / "manifest.json"
+    if manifest.is_file():
+        return json.loads(manifest.read_text())["settings"]
+    return {"data_root": str(data_root)}
+
+
+@app.command()
+def main(
+    config: Annotated[Path, typer.Argument(help="The training config.")],
+    weights: Annotated[Path, typer.Argument(help="final.pth of its training.")],
+    out: Annotated[Path, typer.Argument(help="The checkpoint to write.")],
+) -> None:
+    """Publish trained weights and print their scores."""
+    print(json.dumps(publish(config, weights, out), indent=2))
+
+
+if __name__ == "__main__":
+    app()
