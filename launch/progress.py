@@ -1,0 +1,333 @@
+"""A running sweep in the terminal: a live table, or plain lines where there is no terminal."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from statistics import fmean
+from typing import TYPE_CHECKING
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from launch.display import duration, name_of, shortest, trials_table, values
+from sweeps.listeners import Listener, SweepContext
+from sweeps.record import RungResult, SweepRecord, TrialRecord
+
+if TYPE_CHECKING:
+    from sweeps.analysis import Leaderboard
+    from sweeps.spec import SweepSpec
+    from sweeps.stopping import Verdict
+
+BAR_WIDTH = 40
+# Lines of a live display besides the rows of its table.
+FRAME_LINES = 12
+MIN_ROWS = 4
+
+
+def num_trials(spec: "SweepSpec") -> int:
+    """Trainings of a whole sweep, the control included."""
+    return spec.budget.trials + int(spec.control)
+
+
+def seconds_left(
+    trials: Sequence[TrialRecord], elapsed: Mapping[str, float], *, total: int
+) -> float | None:
+    """Wall seconds until all trials have ended, as those so far went.
+
+    Args:
+        trials: All that have begun.
+        elapsed: Training seconds so far of those that run, by label.
+        total: Trainings of the whole sweep.
+
+    Returns:
+        None while there is nothing to go by.
+    """
+    ended = [trial.seconds for trial in trials if trial.outcome is not None and trial.seconds > 0]
+    if ended:
+        expected = fmean(ended)
+    else:
+        # Before the first end, a rung tells the speed.
+        rates = [t.rungs[-1].seconds / t.rungs[-1].fraction for t in trials if t.rungs]
+        if not rates:
+            return None
+        expected = fmean(rates)
+    running = [max(0.0, expected - seconds) for seconds in elapsed.values()]
+    waiting = expected * max(0, total - len(trials))
+    slots = max(1, len(elapsed))
+    return max((sum(running) + waiting) / slots, max(running, default=0.0))
+
+
+class Picture:
+    """The sweep as its events tell it.
+
+    Attributes:
+        trials: The newest record of each trial, by label.
+        notes: Messages to show.
+        idle: What a trial without an outcome does if no event has told that it runs.
+
+    Args:
+        spec: The sweep.
+        clock: Seconds.
+    """
+
+    def __init__(self, spec: "SweepSpec", clock: Callable[[], float] = time.monotonic) -> None:
+        self.spec = spec
+        self.trials: dict[str, TrialRecord] = {}
+        self.notes: list[str] = []
+        self.idle = "waiting"
+        self._clock = clock
+        self._begun = clock()
+        self._running_since: dict[str, float] = {}
+
+    def take(self, trial: TrialRecord) -> None:
+        """Keep the newest state of a trial."""
+        self.trials[trial.label] = trial
+        if trial.outcome is not None:
+            self._running_since.pop(trial.label, None)
+
+    def start(self, trial: TrialRecord) -> None:
+        """A trial begins, or goes on."""
+        self._running_since[trial.label] = self._clock() - trial.seconds
+        self.take(trial)
+
+    def note(self, text: str) -> None:
+        """Show a message below the table."""
+        self.notes.append(text)
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since the sweep started or resumed."""
+        return self._clock() - self._begun
+
+    @property
+    def left(self) -> float | None:
+        """Seconds until the end, estimated."""
+        running = {label: self._clock() - since for label, since in self._running_since.items()}
+        return seconds_left(self.started, running, total=num_trials(self.spec))
+
+    @property
+    def started(self) -> tuple[TrialRecord, ...]:
+        """Trials trained here, the control first."""
+        ours = [trial for trial in self.trials.values() if trial.role != "known"]
+        return tuple(sorted(ours, key=lambda trial: (trial.role != "control", trial.number)))
+
+    @property
+    def num_ended(self) -> int:
+        """Trainings that are over."""
+        return sum(trial.outcome is not None for trial in self.started)
+
+    def states(self) -> dict[str, str]:
+        """What running trials do."""
+        now = self._clock()
+        running = {
+            label: f"training {duration(now - since)}"
+            for label, since in self._running_since.items()
+        }
+        return {**dict.fromkeys(self.trials, self.idle), **running}
+
+    def record(self) -> SweepRecord:
+        """The same as a record."""
+        control = next((trial for trial in self.started if trial.role == "control"), None)
+        objective = self.spec.objective
+        return SweepRecord(
+            name=self.spec.name,
+            trials=tuple(trial for trial in self.started if trial.role == "search"),
+            control=control,
+            attrs={"metric": objective.key, "mode": objective.mode, "noise": objective.noise},
+        )
+
+    def board(self) -> "Leaderboard":
+        """The leaderboard so far."""
+        from sweeps.analysis import leaderboard
+
+        return leaderboard(self.record())
+
+
+def render(
+    picture: Picture, *, width: int, max_rows: int | None = None, with_time: bool = True
+) -> RenderableType:
+    """The table of trials and what there is to say about the sweep as a whole."""
+    spec, board = picture.spec, picture.board()
+    control = board.control.score if board.control else None
+    rows = _most_telling(picture.started, max_rows, board)
+    shown = trials_table(
+        rows,
+        metric_key=spec.objective.key,
+        axes=list(spec.space),
+        fidelities=spec.stopping.fidelities,
+        states=picture.states(),
+        width=width,
+        best=board.best.trial.label if board.best else None,
+        control=control,
+    )
+    if not rows:
+        return Group(_headline(spec), Text("Starting Ray and the first trials ...", style="dim"))
+    parts: list[RenderableType] = [_headline(spec), shown]
+    if hidden := len(picture.started) - len(rows):
+        parts.append(Text(f"  and {hidden} more", style="dim"))
+    parts.append(Text(best_line(board)))
+    if with_time:
+        parts.append(_progress_line(picture))
+        parts.append(Text(f"MLflow: {where_tracked(spec)}", style="dim"))
+    parts += [Text(note, style="yellow") for note in picture.notes]
+    return Group(*parts)
+
+
+def where_tracked(spec: "SweepSpec") -> str:
+    """The tracking server, or the file that stands for one."""
+    return spec.tracking.uri or f"embedded, {shortest(spec.directory.parent)}/mlflow.db"
+
+
+def best_line(board: "Leaderboard") -> str:
+    """The best trial so far, against the control."""
+    best = board.best
+    if best is None or best.score is None:
+        return f"No trial has its full-budget {board.metric} yet."
+    line = f"Best so far * {name_of(best.trial)}: {board.metric} {best.score:.4f}"
+    if best.delta is not None:
+        noise = ", within noise" if best.tied_with_control else ""
+        line += f" ({best.delta:+.4f} to the control{noise})"
+    return f"{line}  {values(best.trial.sampled)}"
+
+
+class Progress(Listener):
+    """Shows a sweep while it runs.
+
+    Use it as a context manager around the sweep.
+
+    Args:
+        spec: The sweep.
+        console: Where to.
+        live: A table that moves; else a line for each event.
+        clock: Seconds.
+    """
+
+    def __init__(
+        self,
+        spec: "SweepSpec",
+        console: Console,
+        *,
+        live: bool,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.picture = Picture(spec, clock)
+        self._console = console
+        self._live = Live(get_renderable=self._render, console=console) if live else None
+
+    def __enter__(self) -> "Progress":
+        if self._live is not None:
+            self._live.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def warn(self, text: str) -> None:
+        """Show a message that is not about a trial."""
+        if self._live is None:
+            self._say(text)
+        else:
+            self.picture.note(text)
+
+    def on_start(self, sweep: SweepContext) -> None:
+        """Take over what the study holds."""
+        for trial in sweep.ledger.trials.values():
+            self.picture.take(trial)
+        self._say(f"sweep {sweep.spec.name} {'resumes' if sweep.resumed else 'starts'}")
+        if self.picture.num_ended:
+            self._say(f"{self.picture.num_ended} trials of before stand")
+
+    def on_trial_start(self, trial: TrialRecord) -> None:
+        """Show the trial."""
+        self.picture.start(trial)
+        begins = "starts" if trial.attempts < 2 else "goes on"
+        self._say(f"{name_of(trial)} {begins}: {values(trial.params)}")
+
+    def on_rung(self, trial: TrialRecord, rung: RungResult, verdict: "Verdict") -> None:
+        """Show the score."""
+        self.picture.take(trial)
+        objective = self.picture.spec.objective
+        scenes = "" if rung.val_share == 1 else f" on {rung.val_share:.0%} of the scenes"
+        self._say(
+            f"{name_of(trial)} at {rung.fraction:.0%} of the budget:"
+            f" {objective.metric} {rung.metrics[objective.key]:.4f}{scenes}"
+        )
+
+    def on_trial_end(self, trial: TrialRecord) -> None:
+        """Show the end, and how far the sweep is."""
+        self.picture.take(trial)
+        reason = f": {trial.reason}" if trial.reason else ""
+        self._say(f"{name_of(trial)} {trial.outcome}{reason}")
+        left = self.picture.left
+        self._say(
+            f"{self.picture.num_ended} of {num_trials(self.picture.spec)} trials done"
+            + (f", about {duration(left)} left" if left else "")
+            + f". {best_line(self.picture.board())}"
+        )
+
+    def on_end(self, record: SweepRecord, *, interrupted: bool) -> None:
+        """Show the last state."""
+        for trial in record.started:
+            self.picture.take(replace(trial))
+
+    def _render(self) -> RenderableType:
+        rows = self._console.height - FRAME_LINES - len(self.picture.notes)
+        return render(self.picture, width=self._console.width, max_rows=max(MIN_ROWS, rows))
+
+    def _say(self, text: str) -> None:
+        if self._live is None:
+            line = f"{_clock_time(self.picture.elapsed)}  {text}"
+            # Lines of a log are as long as they are.
+            self._console.print(line, markup=False, soft_wrap=True)
+
+
+def _most_telling(
+    trials: Sequence[TrialRecord], max_rows: int | None, board: "Leaderboard"
+) -> list[TrialRecord]:
+    """All trials, or the control, the running and the best ones where there is no room for all."""
+    if max_rows is None or len(trials) <= max_rows:
+        return list(trials)
+    ranks = {row.trial.label: row.rank or 0 for row in board.finished}
+
+    def interest(trial: TrialRecord) -> tuple[int, int]:
+        if trial.role == "control":
+            return 0, 0
+        if trial.outcome is None:
+            return 1, trial.number
+        return 2 if trial.label in ranks else 3, ranks.get(trial.label, -trial.number)
+
+    kept = {trial.label for trial in sorted(trials, key=interest)[:max_rows]}
+    return [trial for trial in trials if trial.label in kept]
+
+
+def _headline(spec: "SweepSpec") -> Text:
+    text = Text(f"Sweep {spec.name}", style="bold")
+    control = "the control + " if spec.control else ""
+    details = (
+        f"  {spec.objective.metric} of {control}{spec.budget.trials} trials,"
+        f" {spec.train.epochs:g} epochs each, stopping {spec.stopping.rule}"
+    )
+    return text.append(details, style="not bold dim")
+
+
+def _progress_line(picture: Picture) -> Table:
+    total, done = num_trials(picture.spec), picture.num_ended
+    left = picture.left
+    words = f" {done} of {total} trials, {duration(picture.elapsed)} elapsed, "
+    words += "time left known after the first scores" if left is None else f"{_about(left)} left"
+    line = Table.grid(padding=(0, 1))
+    line.add_row(ProgressBar(total=total, completed=done, width=BAR_WIDTH), Text(words))
+    return line
+
+
+def _about(seconds: float) -> str:
+    return f"about {duration(seconds)}"
+
+
+def _clock_time(seconds: float) -> str:
+    whole = round(seconds)
+    return f"[{whole // 3600:d}:{whole // 60 % 60:02d}:{whole % 60:02d}]"

@@ -1,0 +1,223 @@
+"""What has come out of a sweep: status, leaderboard, report, exported config, MLflow's UI."""
+
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+from launch.display import leaderboard_table, name_of, noise_line, shortest
+from launch.opening import (
+    DEFAULT_STORAGE,
+    TargetError,
+    driver_of,
+    find_sweep,
+    open_sweep,
+    read_record,
+    read_spec,
+)
+from launch.provenance import COMMIT_TAG, commit
+from launch.workplace import Workplace
+
+if TYPE_CHECKING:
+    from launch.opening import Opened
+    from sweeps.record import SweepRecord, TrialRecord
+    from sweeps.spec import SweepSpec
+
+UI_LOG = "mlflow-ui.log"
+
+
+def next_commands(spec: "SweepSpec", record: "SweepRecord") -> list[str]:
+    """What a user does after a sweep, as typed."""
+    directory = shortest(spec.directory)
+    has_result = any(trial.value is not None for trial in record.searched)
+    return [
+        *([f"aqr-sweep export {directory}"] if has_result else []),
+        f"aqr-sweep ui {directory}",
+    ]
+
+
+def print_result(console: Console, record: "SweepRecord", spec: "SweepSpec") -> None:
+    """The leaderboard, where the report is, and how to go on."""
+    from sweeps.analysis import leaderboard
+    from sweeps.report import REPORT_NAME
+
+    board = leaderboard(record)
+    console.print(f"\nLeaderboard of {record.name}", style="bold")
+    console.print(leaderboard_table(board, list(spec.space)))
+    counts = [
+        f"{len(board.finished)} finished",
+        f"{len(board.stopped)} stopped early",
+        *([f"{len(board.ended)} diverged or failed"] if board.ended else []),
+        *([f"{len(board.running)} unfinished"] if board.running else []),
+    ]
+    console.print(f"{', '.join(counts)}. {noise_line(board)}")
+    for row in board.ended:
+        first = (row.trial.reason.splitlines() or [""])[0]
+        console.print(f"  {name_of(row.trial)} {row.trial.outcome}: {first}", markup=False)
+    console.print(f"\nReport   {shortest(spec.directory / REPORT_NAME)}")
+    for command in next_commands(spec, record):
+        console.print(f"Next     {command}")
+
+
+def show_status(console: Console, target: str, workplace: Workplace) -> None:
+    """How far a sweep is, from its study alone."""
+    from launch.progress import Picture, num_trials, render
+
+    directory = find_sweep(target, workplace)
+    spec = read_spec(directory)
+    record = read_record(spec)
+    driver = driver_of(directory)
+    picture = Picture(spec)
+    picture.idle = "training" if driver else "waiting"
+    for trial in record.started:
+        picture.take(trial)
+    console.print(render(picture, width=console.width, with_time=False))
+    over = f"{picture.num_ended} of {num_trials(spec)} trials have ended."
+    if driver is not None:
+        console.print(f"{over} Driven by {driver}.")
+    elif picture.num_ended < num_trials(spec):
+        again = f"aqr-sweep resume {shortest(directory)}"
+        console.print(f"{over} Nobody drives it: go on with  {again}")
+    else:
+        console.print(over)
+
+
+def rewrite_report(console: Console, target: str, workplace: Workplace) -> None:
+    """Write the report from the study and send to MLflow what waits."""
+    from sweeps.report import write_report
+    from sweeps.tracker import flush_spools
+
+    directory = find_sweep(target, workplace)
+    spec = read_spec(directory)
+    record = read_record(spec)
+    write_report(
+        record,
+        directory,
+        spec=spec,
+        commit=_commit_of(record),
+        commands=next_commands(spec, record),
+    )
+    # The driver of a running sweep sends everything itself.
+    if driver_of(directory) is None and (left := flush_spools(directory)):
+        console.print(f"MLflow has not taken {left} lines; they stay in the spools.")
+    print_result(console, record, spec)
+
+
+def export_trial(
+    target: str, workplace: Workplace, *, trial: str = "best", out: Path | None = None
+) -> str:
+    """Write the config of a trial; returns what to tell the user.
+
+    Raises:
+        TargetError: If there is no such trial, or its base config has changed since.
+        ExportError: If it has no result.
+    """
+    from sweeps.export import export_config
+
+    opened = open_sweep(target, workplace, check_files=False)
+    spec, training = opened.spec, opened.training
+    record = read_record(spec)
+    chosen = _choose(record, trial)
+    overrides = training.trial_overrides(chosen.params)
+    _refuse_drift(opened, chosen, overrides)
+    path = out or spec.directory / f"{name_of(chosen)}.py"
+    train_command = f"python -m aqr_model.train {shortest(path)}"
+    written = export_config(
+        record,
+        chosen,
+        base_config=opened.config,
+        base=training.base,
+        overrides=overrides,
+        out=path,
+        provenance={"commit": _commit_of(record), "command": train_command},
+    )
+    return (
+        f"{name_of(chosen)}, {spec.objective.metric} {chosen.value:.4f}, is in"
+        f" {shortest(written)}\nTrain from it with  {train_command}"
+    )
+
+
+def serve_ui(console: Console, target: str, workplace: Workplace, *, host: str, port: int) -> None:
+    """Serve MLflow's UI on a store until Ctrl-C.
+
+    Args:
+        console: Where the link goes.
+        target: A storage path, or a sweep.
+        workplace: Where relative paths lead.
+        host: Interface to listen on.
+        port: Wished port.
+
+    Raises:
+        TargetError: If there is nothing to show.
+        ServerError: If MLflow does not come up.
+    """
+    from launch.stack import mlflow_ui
+    from sweeps.record import sqlite_url
+    from sweeps.tracking import ARTIFACTS_NAME, DATABASE_NAME
+
+    workplace.enter()
+    store = Path(target)
+    if not (store / DATABASE_NAME).is_file() and store != DEFAULT_STORAGE:
+        directory = find_sweep(target, workplace)
+        if (uri := read_spec(directory).tracking.uri) is not None:
+            console.print(f"This sweep is tracked at  {uri}")
+            return
+        store = directory.parent
+    if not (store / DATABASE_NAME).is_file():
+        raise TargetError(
+            f"There is nothing to show yet: {shortest(store)} has no {DATABASE_NAME}. `aqr-sweep"
+            " run SPEC` makes one with its first trial."
+        )
+    serving = mlflow_ui(
+        sqlite_url(store / DATABASE_NAME),
+        store / ARTIFACTS_NAME,
+        log=store / UI_LOG,
+        host=host,
+        port=port,
+    )
+    with ExitStack() as stack:
+        with console.status("[dim]Starting MLflow ...", spinner_style="dim"):
+            server = stack.enter_context(serving)
+        console.print(f"MLflow shows {shortest(store)} at  {server.url}  until Ctrl-C.")
+        with suppress(KeyboardInterrupt):
+            server.process.wait()
+            console.print(f"MLflow ended by itself; its output is in {server.log}.")
+
+
+def _choose(record: "SweepRecord", trial: str) -> "TrialRecord":
+    from sweeps.analysis import leaderboard
+
+    if trial == "best":
+        best = leaderboard(record).best
+        if best is None:
+            raise TargetError(
+                "No trial has finished on its full budget yet: wait, or resume the sweep."
+            )
+        return best.trial
+    wanted = {name_of(each): each for each in record.started}
+    by_number = f"t{int(trial):03d}" if trial.isdigit() else trial
+    if by_number not in wanted:
+        raise TargetError(f"There is no trial {trial!r}; there are: best, {', '.join(wanted)}.")
+    return wanted[by_number]
+
+
+def _refuse_drift(opened: "Opened", trial: "TrialRecord", overrides: dict[str, Any]) -> None:
+    """An export must say what the trial trained with, not what the base has become since."""
+    from launch.training import CONFIG_NAME, load_base, resolve
+
+    ran = opened.spec.trial_dir(trial.label) / CONFIG_NAME
+    if not ran.is_file():
+        return
+    now = resolve(opened.training.base, overrides)._cfg_dict.to_dict()
+    if load_base(ran) != now:
+        raise TargetError(
+            f"{opened.config} has changed since {name_of(trial)} trained: restore it, or train from"
+            f" {shortest(ran)}, which holds all that the trial trained with."
+        )
+
+
+def _commit_of(record: "SweepRecord") -> str | None:
+    """The commit that trained, which the tracker keeps in the study; else the present one."""
+    tags = record.attrs.get("tracking", {}).get("tags", {})
+    return tags.get(COMMIT_TAG) or commit()

@@ -1,0 +1,2 @@
+_base_ = ["./base.py"]
+model = dict(pts_bbox_head=dict(enable_aqr=True))

@@ -1,0 +1,126 @@
+import pickle
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from launch import training
+from launch.training import CmtTraining, build_training, has_key, resolve
+from sweeps.spec import parse_spec
+
+BASE = {
+    "model": {"head": {"enable_aqr": True, "heads": [{"n": 1}, {"n": 2}]}},
+    "runner": {"type": "EpochBasedRunner", "max_epochs": 6},
+    "evaluation": {"rungs": [1.0], "val_shares": [1.0]},
+    "window": (1, 2),
+    "load_from": None,
+    "seed": 3,
+}
+SPEC = """
+name: demo
+train: {config: c.py, load_from: start.pth, epochs: 2, overrides: {model.head.heads.1.n: 5}}
+objective: {metric: NDS, noise: 0}
+space: {seed_of_nothing: {low: 0, high: 1}}
+stopping: {rungs: [0.5, 1.0], val_shares: [0.25, 1.0]}
+budget: {trials: 1}
+"""
+
+
+@pytest.fixture
+def spec():
+    return parse_spec(SPEC, source="s.yaml", knobs={}, has_key=lambda key: True)
+
+
+@pytest.fixture
+def knobs(monkeypatch):
+    """Knobs without the detector, whose import takes seconds."""
+    package, module = ModuleType("aqr_model"), ModuleType("aqr_model.knobs")
+    module.to_overrides = lambda params: {f"model.head.{k}": v for k, v in params.items()}
+    monkeypatch.setitem(sys.modules, "aqr_model", package)
+    monkeypatch.setitem(sys.modules, "aqr_model.knobs", module)
+
+
+def test_a_trial_trains_with_the_spec_and_then_its_parameters(spec, knobs, tmp_path):
+    built = build_training(spec, BASE, root=tmp_path)
+    overrides = built.trial_overrides({"enable_aqr": False})
+    assert overrides == {
+        "model.head.heads.1.n": 5,
+        "total_epochs": 2,
+        "evaluation.rungs": [0.5, 1.0],
+        "evaluation.val_shares": [0.25, 1.0],
+        "runner.max_epochs": 2,
+        "load_from": "start.pth",
+        "model.head.enable_aqr": False,
+    }
+    config = resolve(BASE, overrides)
+    assert config.model.head.enable_aqr is False
+    assert [part.n for part in config.model.head.heads] == [1, 5]
+    assert (config.total_epochs, config.runner.max_epochs) == (2, 2)
+    assert config.window == (1, 2)
+    # The base is for all trials.
+    assert BASE["model"]["head"] == {"enable_aqr": True, "heads": [{"n": 1}, {"n": 2}]}
+
+
+def test_a_spec_without_a_checkpoint_leaves_that_of_the_config(spec, tmp_path):
+    train = spec.train.model_copy(update={"load_from": None, "epochs": 0.5})
+    built = build_training(
+        spec.model_copy(update={"train": train}), {"load_from": "own.pth"}, root=tmp_path
+    )
+    assert "load_from" not in built.overrides
+    assert "runner.max_epochs" not in built.overrides
+    assert built.overrides["total_epochs"] == 0.5
+
+
+def test_the_trial_gets_its_config_and_works_below_the_root(spec, knobs, tmp_path, monkeypatch):
+    calls = []
+    module = ModuleType("aqr_model.train")
+    module.train = lambda config, **given: calls.append((config, Path.cwd(), given))
+    monkeypatch.setitem(sys.modules, "aqr_model.train", module)
+    root, workdir, before = tmp_path / "root", tmp_path / "t000", Path.cwd()
+    root.mkdir()
+    built = pickle.loads(pickle.dumps(build_training(spec, BASE, root=root)))
+    artifacts = []
+
+    class Report:
+        artifact = staticmethod(artifacts.append)
+
+    report, checkpoint = Report(), tmp_path / "latest.pth"
+    built({"enable_aqr": False}, report=report, workdir=workdir, resume_from=checkpoint)
+
+    ((config, cwd, given),) = calls
+    assert config.model.head.enable_aqr is False
+    assert cwd == root
+    assert given == {"workdir": workdir, "report": report, "resume_from": checkpoint}
+    assert Path.cwd() == before
+    assert artifacts == [workdir / "config.py"]
+    written = training.load_base(workdir / "config.py")
+    applied = resolve(BASE, built.trial_overrides({"enable_aqr": False}))
+    assert written == applied._cfg_dict.to_dict()
+
+
+@pytest.mark.parametrize(
+    ("key", "expected"),
+    [
+        ("model.head.enable_aqr", True),
+        ("model.head.heads.1.n", True),
+        ("model.head.heads.2.n", False),
+        ("model.head.heads.x", False),
+        ("model.head.nothing", False),
+        ("model.head.enable_aqr.deeper", False),
+        ("load_from", True),
+        ("window.0", True),
+    ],
+)
+def test_dotted_keys_are_found(key, expected):
+    assert has_key(BASE, key) is expected
+
+
+def test_an_override_that_leads_through_a_number_is_refused():
+    with pytest.raises((KeyError, TypeError, AssertionError)):
+        resolve(BASE, {"seed.deeper": 1})
+
+
+def test_the_training_is_plain_data():
+    one = CmtTraining(base=BASE, overrides={}, root=Path("/r"))
+    assert pickle.loads(pickle.dumps(one)) == one
