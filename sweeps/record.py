@@ -204,7 +204,8 @@ def _to_record(trial: FrozenTrial) -> TrialRecord:
     attrs = trial.user_attrs
     end = attrs.get(_END, {})
     outcome: Outcome | None = end.get("outcome")
-    told = trial.value if trial.state == TrialState.COMPLETE else None
+    # The end counts even where a kill came before Optuna's state: the next driver carries it out.
+    told = end.get("told", trial.value if trial.state == TrialState.COMPLETE else None)
     rungs = tuple(RungResult(**rung) for rung in attrs.get(_RUNGS, ()))
     return TrialRecord(
         number=trial.number,
@@ -223,7 +224,7 @@ def _to_record(trial: FrozenTrial) -> TrialRecord:
         seconds=end.get("seconds", rungs[-1].seconds if rungs else 0.0),
         gpu_hours=end.get("gpu_hours", 0.0),
         attempts=attrs.get(_ATTEMPTS, 0),
-        state=_STATES[trial.state],
+        state=_STATES[trial.state] if outcome is None else _state(told),
     )
 
 
@@ -357,7 +358,7 @@ class Ledger:
                 imputed=imputed,
                 seconds=seconds,
                 gpu_hours=gpu_hours,
-                state="fail" if told is None else "complete",
+                state=_state(told),
             )
         )
 
@@ -367,13 +368,12 @@ class Ledger:
 
     def _settle(self) -> None:
         """Carry out ends that a kill left half written."""
-        for trial in list(self.trials.values()):
-            if trial.state != "running" or trial.outcome is None:
+        for trial in self.trials.values():
+            if trial.state == "running":
                 continue
-            frozen = self._storage.get_trial(self._id(trial))
-            self._set_state(self._id(trial), frozen.user_attrs[_END]["told"])
-            settled = _to_record(self._storage.get_trial(self._id(trial)))
-            self._keep(replace(settled, mlflow_run_id=trial.mlflow_run_id))
+            trial_id = self._id(trial)
+            if not self._storage.get_trial(trial_id).state.is_finished():
+                self._set_state(trial_id, trial.told)
 
     def _set_state(self, trial_id: int, told: float | None) -> None:
         state = TrialState.FAIL if told is None else TrialState.COMPLETE
@@ -387,6 +387,10 @@ class Ledger:
     def _keep(self, trial: TrialRecord) -> TrialRecord:
         self.trials[trial.label] = trial
         return trial
+
+
+def _state(told: float | None) -> State:
+    return "fail" if told is None else "complete"
 
 
 def _end(

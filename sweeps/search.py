@@ -177,10 +177,17 @@ def config_hash(spec: SweepSpec, params: Mapping[str, ParamValue]) -> str:
 
 @dataclass(kw_only=True)
 class _Running:
-    """A trial under way in this driver."""
+    """A trial under way in this driver.
+
+    Attributes:
+        verdict: On its last score.
+        fault: What is wrong with what it reported.
+        death: Why its process died last; it may have been replaced since.
+    """
 
     label: str
     verdict: Verdict | None = None
+    fault: str | None = None
     death: str | None = None
 
 
@@ -290,8 +297,8 @@ class StudySearcher(Searcher):
         assert index is not None, "the trial checks its rungs"
         if index > len(trial.rungs):
             reason = f"rung {index + 1} came before rung {len(trial.rungs) + 1}"
-            running.death = f"a trial must report every rung in order, but {reason}"
-            return Verdict(stop=True, reason=running.death)
+            running.fault = f"a trial must report every rung in order, but {reason}"
+            return Verdict(stop=True, reason=running.fault)
         if index == len(trial.rungs):
             objective = rung.metrics[self._spec.objective.key]
             trial = self._ledger.append_rung(trial.label, rung, objective=objective)
@@ -371,9 +378,11 @@ class StudySearcher(Searcher):
 
     def _ending(self, running: _Running, result: Mapping[str, Any] | None, error: bool) -> Ending:
         trial = self._ledger.trials[running.label]
-        if error or running.death is not None:
-            reason = f"the trial's process ended: {running.death}" if error else running.death
-            return Ending(outcome="failed", reason=str(reason), seconds=trial.seconds)
+        if error:
+            reason = f"the trial's process ended: {running.death}"
+            return Ending(outcome="failed", reason=reason, seconds=trial.seconds)
+        if running.fault is not None:
+            return Ending(outcome="failed", reason=running.fault, seconds=trial.seconds)
         assert result is not None, "a trial without an error has a result"
         event = from_result(result)
         if isinstance(event, RungResult):

@@ -63,9 +63,7 @@ SMALL = """\
 name: small
 train: {config: configs/nano.py, epochs: 1}
 objective: {noise: 0.01}
-space:
-  x: {low: 0, high: 1}
-  y: {low: 0, high: 1}
+space: {x: {low: 0, high: 1}, y: {low: 0, high: 1}}
 constraints: [x + y <= 1.5]
 search: {sampler: random, seed: 3}
 stopping: {rule: none, rungs: [0.5, 1.0]}

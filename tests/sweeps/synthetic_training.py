@@ -13,9 +13,15 @@ from sweeps.trial import Report
 
 @dataclass(frozen=True, kw_only=True)
 class Bowl:
-    """Scores (x, y) by a bowl; some places go wrong."""
+    """Scores (x, y) by a bowl.
+
+    Attributes:
+        rungs: Shares of the budget at which it is scored.
+        goes_wrong: Trials 1 to 4 diverge, fail, die once, and die always.
+    """
 
     rungs: tuple[float, ...] = (0.5, 1.0)
+    goes_wrong: bool = False
 
     def __call__(
         self,
@@ -27,15 +33,8 @@ class Bowl:
     ) -> None:
         x, y = float(params.get("x", 0.5)), float(params.get("y", 0.5))
         print(f"training at {x} {y} with {os.environ['OMP_NUM_THREADS']} threads")
-        if x == 0.9:
-            raise FloatingPointError("the loss is nan at step 3")
-        if x == 0.8:
-            raise RuntimeError("a corrupt sample")
-        if x == 0.7 and not (workdir / "died").exists():
-            (workdir / "died").touch()
-            os._exit(1)
-        if x == 0.6:
-            os._exit(1)
+        if self.goes_wrong:
+            _go_wrong(workdir)
         value = 0.5 - (x - 0.2) ** 2 - (y - 0.3) ** 2
         for step, fraction in enumerate(self.rungs):
             report.log({"train/loss": 1 - fraction}, step=step)
@@ -47,6 +46,19 @@ class Bowl:
                 step=step,
                 checkpoint=None,
             )
+
+
+def _go_wrong(workdir: Path) -> None:
+    match workdir.name[:4]:
+        case "t001":
+            raise FloatingPointError("the loss is nan at step 3")
+        case "t002":
+            raise RuntimeError("a corrupt sample")
+        case "t003" if not (workdir / "died").exists():
+            (workdir / "died").touch()
+            os._exit(1)
+        case "t004":
+            os._exit(1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,18 +84,21 @@ class Stepper:
     ) -> None:
         start = 0 if resume_from is None else json.loads(resume_from.read_text())["step"]
         self._note(workdir, "begin", start)
+        # The kill may have come between the checkpoint and its score.
+        self._score_if_due(params, report, workdir, start)
         for step in range(start + 1, self.num_steps + 1):
             time.sleep(self.step_s)
             self._note(workdir, "step", step)
             if step % self.steps_per_checkpoint == 0:
                 self._save(workdir / "latest.pth", step)
-            if step in (self.num_steps // 2, self.num_steps):
-                self._score(params, report, workdir, step)
+            self._score_if_due(params, report, workdir, step)
         self._note(workdir, "end", self.num_steps)
 
-    def _score(
+    def _score_if_due(
         self, params: Mapping[str, ParamValue], report: Report, workdir: Path, step: int
     ) -> None:
+        if step not in (self.num_steps // 2, self.num_steps):
+            return
         fraction = step / self.num_steps
         self._note(workdir, "rung", step)
         report.rung(

@@ -254,6 +254,19 @@ def test_a_dead_process_fails_its_trial_with_the_reason(
     assert trial.reason == "the trial's process ended: out of memory"
 
 
+def test_a_process_that_was_replaced_ends_as_its_training_does(
+    tmp_path: Path, ledgers: list[Ledger]
+) -> None:
+    driver = Driver(small_spec(tmp_path), ledgers)
+    tune_id, task = driver.start()
+    driver.rung(tune_id, 0, 0.3)
+    driver.searcher.note_death(tune_id, "out of memory")
+    driver.searcher.note_restart(tune_id)
+    driver.rung(tune_id, 1, 0.4)
+    driver.end(tune_id)
+    assert (driver.trial(task.label).outcome, driver.trial(task.label).value) == ("finished", 0.4)
+
+
 def test_a_new_driver_takes_up_what_was_running(tmp_path: Path, ledgers: list[Ledger]) -> None:
     driver = Driver(small_spec(tmp_path, budget="{trials: 3}"), ledgers)
     driver.start()
