@@ -150,6 +150,8 @@ def train(cfg: Config, *, workdir: Path, report: Report, resume_from: Path | Non
         CheckpointError: If a checkpoint does not fit.
     """
     workdir.mkdir(parents=True, exist_ok=True)
+    if cfg.get("num_threads"):
+        torch.set_num_threads(cfg.num_threads)
     cv2.setNumThreads(1)  # the cores belong to torch and to the loading processes
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     seed_everything(cfg.seed, 0)

@@ -139,10 +139,15 @@ def _print_jobs(console: Console, found: "list[JobDetails]") -> None:
             _state(job),
             _moment(job.start_time),
             _span(job),
-            told.get("commit", "")[:10],
+            _short_commit(told.get("commit", "")),
             told.get("spec", ""),
         )
     console.print(made)
+
+
+def _short_commit(commit: str) -> str:
+    head, _, dirty = commit.partition("-")
+    return f"{head[:10]}-{dirty}" if dirty else head[:10]
 
 
 def _state(job: "JobDetails") -> str:

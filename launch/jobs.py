@@ -43,6 +43,13 @@ TOKEN_HELP = (
     " get-auth-token` shows it)"
 )
 _TAIL_LINES = 20
+# They tell how a package is made and sent.
+_TALKATIVE = (
+    "ray.dashboard.modules.dashboard_sdk",
+    "ray.dashboard.modules.job.sdk",
+    "ray._private.runtime_env.packaging",
+    "ray._private.runtime_env.working_dir",
+)
 
 
 class ClusterError(RuntimeError):
@@ -123,8 +130,8 @@ def connect(address: str) -> "JobSubmissionClient":
     _use_token()
     from ray.job_submission import JobSubmissionClient
 
-    for name in ("ray.dashboard.modules.dashboard_sdk", "ray._private.runtime_env.packaging"):
-        logging.getLogger(name).setLevel(logging.WARNING)
+    for name in _TALKATIVE:
+        logging.getLogger(name).setLevel(logging.ERROR)
     with _translated(address):
         client = JobSubmissionClient(address)
         client.list_jobs()  # the version alone is told to anybody

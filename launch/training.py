@@ -88,6 +88,8 @@ def sweep_overrides(spec: "SweepSpec", base: Mapping[str, Any]) -> dict[str, Any
         "total_epochs": epochs,
         "evaluation.rungs": [fraction for fraction, _ in fidelities],
         "evaluation.val_shares": [share for _, share in fidelities],
+        # Sums depend on how they are split between threads: an exported config keeps the number.
+        "num_threads": spec.resources.cpus,
     }
     if has_key(base, "runner.max_epochs"):  # the same number for trainers that read it there
         overrides["runner.max_epochs"] = epochs

@@ -27,6 +27,8 @@ pip() { .venv/bin/python -m pip --disable-pip-version-check install --quiet --co
 rm -f "$stamp"
 say "torch and build tools"
 pip -r requirements/build.txt
+say "Ray, Optuna, MLflow and the rest"
+pip --no-build-isolation --editable '.[dev]'
 if .venv/bin/python -c 'import torch, mmcv._ext' 2>/dev/null; then :; else
     say "mmcv-full (compiles for about 10 minutes, once; pip keeps the wheel)"
     # Its dependency opencv-python would bring numpy 2 and clash with the headless build: --no-deps.
@@ -34,8 +36,6 @@ if .venv/bin/python -c 'import torch, mmcv._ext' 2>/dev/null; then :; else
 fi
 say "OpenMMLab packages"
 pip --no-deps --no-build-isolation -r requirements/openmmlab.txt
-say "everything else"
-pip --no-build-isolation --editable '.[dev]'
 .venv/bin/python -c 'import mmcv._ext' || fail "mmcv-full was built for another torch; remove it from pip's cache (pip cache remove mmcv_full) and run again."
 echo "$wanted" > "$stamp"
 say "done"

@@ -99,13 +99,13 @@ def test_report_and_status_read_the_study(checkout: Path) -> None:
 
 
 def test_the_ui_serves_until_interrupted(checkout: Path) -> None:
-    server = subprocess.Popen([*CLI, "ui"], cwd=checkout, stdout=subprocess.PIPE, text=True)
-    assert server.stdout is not None
-    line = server.stdout.readline()
-    assert line.startswith("MLflow shows runs at  http://127.0.0.1:")
-    with urllib.request.urlopen(f"{line.split()[4]}/health") as answer:
-        assert answer.status == 200
-    server.send_signal(signal.SIGINT)
-    assert server.wait(WAIT_S) == 0
+    with subprocess.Popen([*CLI, "ui"], cwd=checkout, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None
+        line = server.stdout.readline()
+        assert line.startswith("MLflow shows runs at  http://127.0.0.1:")
+        with urllib.request.urlopen(f"{line.split()[4]}/health") as answer:
+            assert answer.status == 200
+        server.send_signal(signal.SIGINT)
+        assert server.wait(WAIT_S) == 0
     with pytest.raises(OSError, match="refused"):
         urllib.request.urlopen(f"{line.split()[4]}/health")

@@ -49,6 +49,7 @@ def test_a_trial_trains_with_the_spec_and_then_its_parameters(spec, knobs, tmp_p
         "total_epochs": 2,
         "evaluation.rungs": [0.5, 1.0],
         "evaluation.val_shares": [0.25, 1.0],
+        "num_threads": 1,
         "runner.max_epochs": 2,
         "load_from": "start.pth",
         "model.head.enable_aqr": False,
