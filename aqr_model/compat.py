@@ -99,15 +99,19 @@ def _import_mmdet3d() -> None:
 
 
 def _quiet_mmcv_logger() -> None:
-    """Keep mmcv's logger to warnings.
+    """Keep mmcv's logger to warnings, and let the application's handlers have them.
 
     Reason: ``init_weights`` of mmcv 1.x logs a paragraph for every parameter, some 1,300 lines for
-    a detector, and its logger writes to the terminal by itself.
+    a detector. Its logger has a handler of its own, which keeps the standard error stream of the
+    moment it was made and fails once that is closed, as between the trials of one process.
     Goes when: modules no longer come from mmcv's ``BaseModule``.
     """
     from mmcv.utils import get_logger
 
-    get_logger("mmcv", log_level=logging.WARNING)
+    logger = get_logger("mmcv")
+    logger.setLevel(logging.WARNING)
+    logger.handlers.clear()
+    logger.propagate = True
 
 
 @contextlib.contextmanager

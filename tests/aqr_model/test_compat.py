@@ -1,0 +1,58 @@
+"""The shims leave the stack working and quiet; each in a fresh process, as users meet it."""
+
+import subprocess
+import sys
+
+
+def output_of(code: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=True
+    )
+    return done.stdout + done.stderr
+
+
+def test_one_import_registers_the_detector_quietly():
+    text = output_of(
+        "import aqr_model\n"
+        "import mmcv, mmdet3d, torchvision, mmcv.ops\n"
+        "from mmdet3d.models import DETECTORS\n"
+        "from mmdet3d.datasets import DATASETS, PIPELINES\n"
+        "assert 'CmtDetector' in DETECTORS\n"
+        "assert 'CustomNuScenesDataset' in DATASETS\n"
+        "assert 'ResizeCropFlipImage' in PIPELINES\n"
+        "print(mmcv.__version__)\n"
+    )
+    assert text == "1.7.2\n"
+
+
+def test_initialising_a_detector_logs_nothing():
+    text = output_of(
+        "import aqr_model\n"
+        "from mmcv import Config\n"
+        "from aqr_model.train import build_detector\n"
+        "build_detector(Config.fromfile('aqr_model/configs/cmt_nano.py'))\n"
+    )
+    assert text == ""
+
+
+def test_sparse_convolutions_run_backward_on_this_machine():
+    output_of(
+        "import aqr_model, torch\n"
+        "import spconv.pytorch as spconv\n"
+        "conv = spconv.SubMConv3d(2, 3, 3)\n"
+        "coordinates = torch.tensor([[0, 1, 1, 1], [0, 1, 1, 2]], dtype=torch.int32)\n"
+        "x = spconv.SparseConvTensor(torch.ones(2, 2), coordinates, [4, 4, 4], 1)\n"
+        "conv(x).features.sum().backward()\n"
+        "assert conv.weight.grad.abs().sum() > 0\n"
+    )
+
+
+def test_the_engine_and_the_command_line_load_without_the_training_stack():
+    output_of(
+        "import sys, pkgutil, importlib, sweeps, launch\n"
+        "for package in (sweeps, launch):\n"
+        "    for module in pkgutil.walk_packages(package.__path__, package.__name__ + '.'):\n"
+        "        importlib.import_module(module.name)\n"
+        "heavy = {'torch', 'mmcv', 'mmdet', 'mmdet3d', 'mmseg', 'aqr_model'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
