@@ -29,6 +29,11 @@ _PORT_OPTIONS = (
     "--runtime-env-agent-port",
     "--metrics-export-port",
 )
+# A UI needs none of the seven processes that would run jobs, and tells nobody that it is used.
+_UI_ENVIRONMENT = {
+    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+}
 # Ray's own deadlines for the parts of a node; a busy machine exceeds the defaults.
 _PATIENCE = {
     "RAY_raylet_start_wait_time_s": "180",
@@ -120,7 +125,7 @@ def mlflow_ui(
     """
     port = free_port(port)
     command = mlflow_command(backend_uri, artifacts, host=host, port=port)
-    with _session(command, log=log) as process:
+    with _session(command, log=log, environment=_UI_ENVIRONMENT) as process:
         url = f"http://{LOCALHOST if host == '0.0.0.0' else host}:{port}"
         _wait_for_answer(f"{url}/health", process, log)
         yield Server(url=url, process=process, log=log)

@@ -13,9 +13,9 @@ from toy_checkout import make_toy_checkout
 
 from sweeps.record import read_sweep, sqlite_url
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 CLI = [sys.executable, "-m", "launch.cli"]
-WAIT_S = 180.0
+WAIT_S = 300.0
 
 
 @pytest.fixture(scope="module")
