@@ -229,7 +229,7 @@ class SweepSpec(Section):
     def write_copy(self, directory: Path) -> None:
         """Write the spec into the sweep's directory."""
         stream = io.StringIO()
-        YAML(typ="safe").dump(self.dump(), stream)
+        YAML().dump(self.dump(), stream)  # in the order of the spec, unlike the safe dumper
         (directory / COPY_NAME).write_text(stream.getvalue())
 
 

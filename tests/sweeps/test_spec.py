@@ -224,6 +224,9 @@ def test_the_copy_reads_back_equal(text: str, tmp_path: Path) -> None:
     spec = parse(text)
     spec.write_copy(tmp_path)
     assert load_copy(tmp_path) == spec
+    copied = load_copy(tmp_path)
+    assert list(copied.space) == list(spec.space)  # columns keep the order of the spec
+    assert list(copied.dump()) == list(spec.dump())
 
 
 def test_load_spec_names_the_file(tmp_path: Path) -> None:
