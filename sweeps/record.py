@@ -151,10 +151,26 @@ def open_storage(url: str, *, create: bool = False) -> RDBStorage:
         path = Path(url.removeprefix(SQLITE_PREFIX))
         if not create and not path.is_file():
             raise FileNotFoundError(f"no study at {path}: has this sweep been started?")
+        if not path.exists():
+            _create_tables(path)
         # The rollback journal stays: a write-ahead log needs shared memory, which network file
         # systems lack. Readers and the one writer wait for each other instead.
         engine = {"connect_args": {"timeout": SQLITE_TIMEOUT_S}}
     return RDBStorage(url, engine_kwargs=engine)
+
+
+def _create_tables(path: Path) -> None:
+    """Make an empty SQLite storage, which appears under its name only when it is whole.
+
+    Optuna completes half-made tables when it opens them; a reader that came upon them would do so
+    at the same time as their maker, and one of the two would fail.
+    """
+    partial = path.with_name(f".{path.name}.partial")
+    partial.unlink(missing_ok=True)  # what a kill left
+    storage = RDBStorage(f"{SQLITE_PREFIX}{partial}")
+    storage.remove_session()
+    storage.engine.dispose()
+    partial.replace(path)
 
 
 def read_sweep(storage_url: str, name: str) -> SweepRecord:

@@ -94,9 +94,10 @@ def kill_in_the_middle(spec: Path) -> None:
             assert time.monotonic() < deadline, "no rung in time"
             time.sleep(0.2)
     finally:
-        for process in [driver, *psutil.Process(driver.pid).children(recursive=True)]:
-            process.kill()
-        driver.wait()
+        if driver.poll() is None:
+            for process in [driver, *psutil.Process(driver.pid).children(recursive=True)]:
+                process.kill()
+            driver.wait()
 
 
 def test_killed_resumed_exported_and_trained_again(spec, tmp_path):

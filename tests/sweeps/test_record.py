@@ -1,3 +1,4 @@
+import threading
 from pathlib import Path
 
 import optuna
@@ -175,3 +176,37 @@ def test_an_unknown_sweep_of_a_storage_is_an_error(url: str) -> None:
 def test_the_label_is_role_number_and_hash() -> None:
     assert trial_label("search", 7, "0123abcd") == "t007-0123abcd"
     assert trial_label("control", 0, "0123abcd") == "control-0123abcd"
+
+
+def test_readers_during_the_start_disturb_nobody(url: str, tmp_path: Path) -> None:
+    over = threading.Event()
+    unexpected: list[Exception] = []
+
+    def read_without_pause() -> None:
+        while not over.is_set():
+            try:
+                read_sweep(url, "s")
+            except (FileNotFoundError, KeyError):
+                continue
+            except Exception as error:  # noqa: BLE001  (whatever it is, the test shows it)
+                unexpected.append(error)
+
+    readers = [threading.Thread(target=read_without_pause) for _ in range(3)]
+    for reader in readers:
+        reader.start()
+    try:
+        ledger = Ledger(url, "s", mode="max")
+        ledger.close()
+    finally:
+        over.set()
+        for reader in readers:
+            reader.join()
+    assert unexpected == []
+    assert [path.name for path in tmp_path.iterdir()] == ["study.db"]
+
+
+def test_tables_that_a_kill_left_half_made_are_made_anew(url: str, tmp_path: Path) -> None:
+    (tmp_path / ".study.db.partial").write_bytes(b"half a database")
+    Ledger(url, "s", mode="max").close()
+    assert read_sweep(url, "s").trials == ()
+    assert [path.name for path in tmp_path.iterdir()] == ["study.db"]
