@@ -302,8 +302,11 @@ class Mirror:
             self._client.log_batch(run_id, params=entries[start : start + MAX_PARAMS])
 
     def _params(self, trial: TrialRecord) -> dict[str, str]:
-        given = {name: str(value) for name, value in trial.params.items()}
-        return {**self._train_params(), **given, "seed": str(trial.seed)}
+        # The control's role says what it leaves off: a parameter that it alone had would stand as
+        # "unknown" beside every other trial.
+        shown = {} if trial.role == "control" else trial.params
+        given = {name: str(value) for name, value in shown.items()}
+        return {**self._train_params(), **given, "role": trial.role, "seed": str(trial.seed)}
 
     def _train_params(self) -> dict[str, str]:
         train = self._spec.train

@@ -164,12 +164,15 @@ def test_a_sweep_in_mlflow(sweep, eye):
         assert runs[name].data.tags["sampler"] == "gp"
         assert runs[name].data.params["train.epochs"] == "2.0"
         assert runs[name].data.params["seed"] == "3"
+        expected = "control" if name == "control" else "trial"
+        assert runs[name].data.params["role"] == expected
         assert eye.history(name, "train/loss") == curve(range(0, 100, 10))
         assert len(eye.history(name, "aqr/lidar_weights/mean")) == 10
         artifacts = eye.client.list_artifacts(runs[name].info.run_id)
         assert [artifact.path for artifact in artifacts] == ["config.py"]
     assert runs["t000"].info.run_name == "t000 A=1.5 r=0.4 alm=0.5"
     assert runs["t000"].data.params["amplification"] == "1.5"
+    assert "enable_aqr" not in runs["control"].data.params
     assert eye.history("t000", "val/ap/car") == [(100, 0.5)]
     assert runs["t000"].data.metrics["final/nds"] == 0.43
     assert runs["t000"].data.metrics["delta/nds_vs_control"] == pytest.approx(0.02)
