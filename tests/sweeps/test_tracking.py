@@ -164,7 +164,7 @@ def test_a_sweep_in_mlflow(sweep, eye):
         assert runs[name].data.tags["sampler"] == "gp"
         assert runs[name].data.params["train.epochs"] == "2.0"
         assert runs[name].data.params["seed"] == "3"
-        expected = "control" if name == "control" else "trial"
+        expected = "control" if name == "control" else "search"
         assert runs[name].data.params["role"] == expected
         assert eye.history(name, "train/loss") == curve(range(0, 100, 10))
         assert len(eye.history(name, "aqr/lidar_weights/mean")) == 10
