@@ -1,5 +1,7 @@
 import os
+import signal
 import socket
+import subprocess
 import sys
 import time
 import urllib.request
@@ -66,6 +68,30 @@ def test_children_of_a_server_end_with_it(tmp_path, monkeypatch):
             return
         time.sleep(0.05)
     pytest.fail("the child outlived its server")
+
+
+def test_a_terminated_owner_takes_its_server_along(tmp_path):
+    script = tmp_path / "owner.py"
+    script.write_text(
+        "import sys, time; from pathlib import Path; from launch import stack\n"
+        f"serve = [sys.executable, '-c', {SERVER!r}]\n"
+        "stack.mlflow_command = lambda *_, port, **__: [*serve, str(port)]\n"
+        f"folder = Path({str(tmp_path)!r})\n"
+        "with stack.mlflow_ui('sqlite://', folder, log=folder / 'log') as server:\n"
+        "    print(server.process.pid, flush=True)\n"
+        "    time.sleep(60)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(stack.__file__).parents[1])}
+    owner = subprocess.Popen(
+        [sys.executable, str(script)], stdout=subprocess.PIPE, cwd=tmp_path, env=environment
+    )
+    assert owner.stdout is not None
+    pid = int(owner.stdout.readline())
+    assert is_alive(pid)
+    owner.terminate()
+    owner.communicate()
+    assert owner.returncode == 128 + signal.SIGTERM
+    assert not is_alive(pid)
 
 
 def is_alive(pid):

@@ -4,6 +4,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from mmcv import Config
 
 from launch import training
 from launch.training import CmtTraining, build_training, has_key, resolve
@@ -95,9 +96,31 @@ def test_the_trial_gets_its_config_and_works_below_the_root(spec, knobs, tmp_pat
     assert given == {"workdir": workdir, "report": report, "resume_from": checkpoint}
     assert Path.cwd() == before
     assert artifacts == [workdir / "config.py"]
-    written = training.load_base(workdir / "config.py")
+    written = Config.fromfile(str(workdir / "config.py"))
     applied = resolve(BASE, built.trial_overrides({"enable_aqr": False}))
-    assert written == applied._cfg_dict.to_dict()
+    assert written._cfg_dict.to_dict() == applied._cfg_dict.to_dict()
+
+
+def test_the_base_is_plain_data_with_all_that_it_inherits(tmp_path):
+    (tmp_path / "base.py").write_text("model = dict(type='CmtDetector', a=1)\nsizes = (1, 2)\n")
+    (tmp_path / "own.py").write_text("_base_ = ['./base.py']\nmodel = dict(a=2, b=[dict(c=3)])\n")
+    base = training.load_base(tmp_path / "own.py")
+    assert base == {"model": {"type": "CmtDetector", "a": 2, "b": [{"c": 3}]}, "sizes": (1, 2)}
+    assert type(base["model"]) is dict
+    assert type(base["model"]["b"][0]) is dict
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("model = dict(a=1)\nmodel = dict(b=2)\n", r"assigns `model` twice, in lines 1 and 2"),
+        ("model = dict(type='CmtDetectr')\n", r"not: CmtDetectr\.(.|\n)*nearest: CmtDetector"),
+    ],
+)
+def test_a_base_that_cannot_be_meant_is_refused(tmp_path, text, message):
+    (tmp_path / "own.py").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        training.load_base(tmp_path / "own.py")
 
 
 @pytest.mark.parametrize(

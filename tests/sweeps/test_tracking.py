@@ -22,9 +22,6 @@ from sweeps.tracked import DELIVERY_NAME
 from sweeps.tracker import Tracker, flush_spools
 from sweeps.tracking import Mirror, Snapshot
 
-# MLflow and what it brings along (SQLAlchemy, alembic, pydantic models) warn of themselves.
-pytestmark = pytest.mark.filterwarnings("ignore")
-
 
 @pytest.fixture(scope="module")
 def migrated(tmp_path_factory) -> Path:
