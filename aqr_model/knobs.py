@@ -38,6 +38,22 @@ class Knob:
     meaning: str
 
 
+# Each field of `aqr_model.aqr.AqrSemantics`, its values and what they choose.
+_SEMANTICS = (
+    ("queries", ("matching", "all"), "which queries are weighed and drawn"),
+    ("kernel", ("peak", "sum"), "what is 1 of a query's kernel"),
+    ("background", ("neutral", "zero"), "the map where no query reaches"),
+    ("residual", ("convex", "additive"), "how the residual weight enters"),
+    ("views", ("all", "first"), "in which of the cameras that see it a query is drawn"),
+    ("bev_grid", ("config", "fixed"), "the size of a BEV cell"),
+    ("camera_scale", ("axes", "rows"), "pixels a camera cell, by axis or by the rows' alone"),
+    ("cells", ("exact", "floored"), "exact or whole places of the queries"),
+    ("unseen", ("masked", "origin"), "what becomes of a query that no camera sees"),
+    ("gradient", ("flows", "blocked"), "whether the maps train the weights"),
+    ("clamped", ("both", "bev"), "which maps are clamped"),
+    ("predictor", ("silent", "random"), "how an untrained weight predictor starts"),
+)
+
 _ALL = (
     Knob(
         name="enable_aqr",
@@ -86,6 +102,93 @@ _ALL = (
         high=8.0,
         unit="feature-map cells",
         meaning="Width of a query's kernel in the weight maps.",
+    ),
+    Knob(
+        name="render_method",
+        keys=(f"{_HEAD}.renderer_config.render_method",),
+        default="gaussian",
+        choices=("gaussian", "bilinear", "direct", "distance_weighted"),
+        meaning="Shape of a query's kernel in the weight maps.",
+    ),
+    Knob(
+        name="bilinear_radius",
+        keys=(f"{_HEAD}.renderer_config.bilinear_radius",),
+        default=1.5,
+        low=1.0,
+        high=16.0,
+        unit="feature-map cells",
+        meaning="Half-width of a query's kernel with render_method bilinear.",
+    ),
+    Knob(
+        name="distance_decay",
+        keys=(f"{_HEAD}.renderer_config.distance_decay",),
+        default=0.8,
+        low=0.01,
+        high=0.99,
+        unit="x a cell",
+        meaning="What a cell of distance leaves of a kernel with render_method distance_weighted.",
+    ),
+    Knob(
+        name="clamp_quantile",
+        keys=(f"{_HEAD}.renderer_config.clamp_quantile",),
+        default=1.0,
+        low=0.01,
+        high=1.0,
+        meaning="Adaptive clamp: a map's bound is this quantile of what it amplifies, at most c.",
+    ),
+    Knob(
+        name="modulation_type",
+        keys=(f"{_HEAD}.modulator_config.modulation_type",),
+        default="element_wise",
+        choices=("element_wise", "channel_wise", "adaptive"),
+        meaning="Features follow the map's own value, its mean, or a mix of both.",
+    ),
+    Knob(
+        name="modulation_activation",
+        keys=(f"{_HEAD}.modulator_config.activation",),
+        default="none",
+        choices=("none", "sigmoid", "tanh", "relu"),
+        meaning="Function of a map's distance to neutral before it acts.",
+    ),
+    Knob(
+        name="learnable_modulation",
+        keys=(f"{_HEAD}.modulator_config.learnable_modulation",),
+        default=False,
+        choices=(False, True),
+        meaning="Learn a scale and a bias of the maps, from 1 and 0.",
+    ),
+    Knob(
+        name="camera_window",
+        keys=(f"{_HEAD}.aqr_config.window_sizes.0",),
+        default=9,
+        choices=(1, 3, 5, 7, 9, 11, 13, 15),
+        unit="tokens",
+        meaning="Edge of the window in a camera's features that a query's weights come from.",
+    ),
+    Knob(
+        name="bev_window",
+        keys=(f"{_HEAD}.aqr_config.window_sizes.1",),
+        default=5,
+        choices=(1, 3, 5, 7, 9, 11, 13, 15),
+        unit="tokens",
+        meaning="Edge of the window in the BEV features that a query's weights come from.",
+    ),
+    Knob(
+        name="semantics",
+        keys=(f"{_HEAD}.aqr_config.semantics.preset",),
+        default="right",
+        choices=("right", "legacy"),
+        meaning="What the maps mean: as designed, or as past runs had them.",
+    ),
+    *(
+        Knob(
+            name=f"semantics_{field}",
+            keys=(f"{_HEAD}.aqr_config.semantics.{field}",),
+            default=choices[0],
+            choices=choices,
+            meaning=f"Semantics of the maps: {meaning} (docs/aqr.md).",
+        )
+        for field, choices, meaning in _SEMANTICS
     ),
     Knob(
         name="predictor_bias",

@@ -13,12 +13,15 @@ from .projection import (
     project_to_bev,
     project_to_cameras,
 )
+from .schedules import make_schedule, read_schedule
+from .semantics import AqrSemantics
 from .statistics import aqr_statistics, bev_box_mask, gradient_norms, histograms
 from .weight_generator import AQRWeightGenerator, QueryWeights
 from .weight_renderer import WeightMaps, WeightRenderer
 
 __all__ = [
     "AQRWeightGenerator",
+    "AqrSemantics",
     "BevGrid",
     "FeatureModulator",
     "Projection",
@@ -29,7 +32,9 @@ __all__ = [
     "bev_box_mask",
     "gradient_norms",
     "histograms",
+    "make_schedule",
     "project_queries",
     "project_to_bev",
     "project_to_cameras",
+    "read_schedule",
 ]

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .semantics import AqrSemantics
+
 # The largest fraction of the range that is still inside it: at 1 a point would lie in the cell
 # behind the last one. The gap is far above float32's spacing near 1 and far below a cell.
 _LAST_FRACTION = 1.0 - 1e-6
@@ -83,6 +85,7 @@ def project_queries(
     image_shape: tuple[int, int],
     bev_shape: tuple[int, int],
     camera_shape: tuple[int, int, int],
+    semantics: AqrSemantics | None = None,
 ) -> Projection:
     """Find each query on the BEV grid and in every camera that sees it.
 
@@ -98,6 +101,8 @@ def project_queries(
         image_shape: Height and width of the padded images, pixels.
         bev_shape: Rows and columns of the BEV features.
         camera_shape: Views, rows and columns of the camera features.
+        semantics: The preset 'right' if left out; read are views, bev_grid, camera_scale, cells
+            and unseen.
 
     Returns:
         The projection.
@@ -106,11 +111,24 @@ def project_queries(
         ValueError: If shapes disagree.
     """
     _check_shapes(reference_points, lidar2img, camera_shape)
+    semantics = semantics or AqrSemantics()
     points = to_metres(reference_points, grid.point_cloud_range)
+    if semantics.bev_grid == "fixed":
+        grid = _fixed_grid(bev_shape[0])
     bev_cells, bev_valid = project_to_bev(points, grid=grid, shape=bev_shape)
     camera_cells, camera_visible = project_to_cameras(
-        points, lidar2img, image_shape=image_shape, shape=camera_shape[1:]
+        points,
+        lidar2img,
+        image_shape=image_shape,
+        shape=camera_shape[1:],
+        one_scale=semantics.camera_scale == "rows",
     )
+    if semantics.cells == "floored":
+        bev_cells, camera_cells = (bev_cells + 0.5).floor(), camera_cells.floor()
+    if semantics.views == "first":
+        camera_visible = camera_visible & (camera_visible.cumsum(dim=1) == 1)
+    if semantics.unseen == "origin":
+        camera_cells, camera_visible = _at_origin(camera_cells, camera_visible)
     return Projection(
         bev_cells=bev_cells,
         bev_valid=bev_valid,
@@ -157,6 +175,7 @@ def project_to_cameras(
     *,
     image_shape: tuple[int, int],
     shape: tuple[int, int],
+    one_scale: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Project points into each camera's feature map.
 
@@ -167,6 +186,8 @@ def project_to_cameras(
         lidar2img: LiDAR metres to homogeneous pixels of the padded image. [B, V, 4, 4]
         image_shape: Height and width of the padded images, pixels.
         shape: Rows and columns of the feature map.
+        one_scale: Scale columns by the rows' ratio, as past runs did; what then lies behind the
+            map's edge is not visible.
 
     Returns:
         cells: (row, col), whole numbers are token centres. [B, V, Q, 2]
@@ -182,7 +203,27 @@ def project_to_cameras(
     pixels = image[..., [1, 0]] / divisor[..., None]
     size = pixels.new_tensor(image_shape)
     visible = in_front & ((pixels >= 0) & (pixels < size)).all(-1)
-    return pixels * (pixels.new_tensor(shape) / size), visible
+    limits = pixels.new_tensor(shape)
+    if not one_scale:
+        return pixels * (limits / size), visible
+    cells = pixels * (shape[0] / image_shape[0])
+    return cells, visible & (cells < limits).all(-1)
+
+
+def _fixed_grid(rows: int) -> BevGrid:
+    """The users' BEV grid: 108 m from -54 m, in as many cells as there are rows, on both axes."""
+    return BevGrid(
+        point_cloud_range=(-54.0, -54.0, -1.0, 54.0, 54.0, 1.0),
+        voxel_size=(108.0 / rows, 108.0 / rows),
+        stride=1,
+    )
+
+
+def _at_origin(cells: Tensor, visible: Tensor) -> tuple[Tensor, Tensor]:
+    """Put what no view sees at the first view's corner. [B, V, Q, 2], [B, V, Q]."""
+    first = torch.zeros_like(visible)
+    first[:, :1] = ~visible.any(dim=1, keepdim=True)
+    return torch.where(first[..., None], 0.0, cells), visible | first
 
 
 def _check_shapes(

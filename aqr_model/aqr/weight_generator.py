@@ -1,5 +1,6 @@
 """Two weights for every object query: how much it wants of LiDAR and of the cameras."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -8,7 +9,12 @@ from torch import Tensor, nn
 
 from .encoder_config import EncoderSpec, read_encoder_config
 from .projection import Projection
+from .semantics import AqrSemantics
 from .window_attention import WindowCrossAttention, Windows, query_windows
+
+_LOG = logging.getLogger(__name__)
+# The bias in all stored code of past runs: a weight of 0.82 before anything was seen.
+_RANDOM_BIAS = 1.5
 
 
 class QueryWeights(NamedTuple):
@@ -28,20 +34,23 @@ class AQRWeightGenerator(nn.Module):
 
     Args:
         embed_dims: Width d of queries and memory.
-        window_sizes: Edges of the camera and of the BEV window, tokens, odd.
+        window_sizes: Edges of the camera and of the BEV window, tokens, odd. An even s is read as
+            s + 1, which is what the users' code made of it, with a warning.
         encoder_config: The users' `PETRTransformerDecoder` dictionary. It replaces `num_heads` and
             `feedforward_channels`.
         num_heads: Attention heads, without `encoder_config`.
         feedforward_channels: Hidden width of the feed-forward part, without `encoder_config`; four
             times `embed_dims` by default.
-        predictor_bias: Initial bias of both logits. Only at 0 does a new AQR change nothing.
+        predictor_bias: Initial bias of both logits. Only at 0 does a new AQR change nothing. Left
+            out, it is 0, and 1.5 with `semantics.predictor='random'`.
         use_type_embed: Read from the users' configs; the embeddings it added were never used, so
             neither value adds any.
         bev_feature_shape: (H, W) that the BEV features must have; not checked if left out.
         pers_feature_shape: (V, h, w) that the camera features must have.
+        semantics: See `AqrSemantics.from_config`; read is predictor.
 
     Raises:
-        ValueError: If a window is not odd, a width or key of `encoder_config` is wrong.
+        ValueError: If a window has no size, a width or key of `encoder_config` is wrong.
 
     Source: design section 3; parameter names of facts/cmt-facts.md section 3.
     """
@@ -54,16 +63,19 @@ class AQRWeightGenerator(nn.Module):
         encoder_config: Mapping[str, Any] | None = None,
         num_heads: int | None = None,
         feedforward_channels: int | None = None,
-        predictor_bias: float = 0.0,
+        predictor_bias: float | None = None,
         use_type_embed: bool = False,
         bev_feature_shape: Sequence[int] | None = None,
         pers_feature_shape: Sequence[int] | None = None,
+        semantics: AqrSemantics | Mapping[str, Any] | str | None = None,
     ) -> None:
         super().__init__()
-        _check_windows(window_sizes)
         spec = _encoder_spec(embed_dims, encoder_config, num_heads, feedforward_channels)
         self.embed_dims = embed_dims
-        self.camera_window, self.bev_window = window_sizes
+        self.camera_window, self.bev_window = _odd_windows(window_sizes)
+        self.random_predictor = AqrSemantics.from_config(semantics).predictor == "random"
+        if predictor_bias is None:
+            predictor_bias = _RANDOM_BIAS if self.random_predictor else 0.0
         self.predictor_bias = float(predictor_bias)
         self.bev_feature_shape = bev_feature_shape
         self.pers_feature_shape = pers_feature_shape
@@ -72,11 +84,14 @@ class AQRWeightGenerator(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Set the initial values: xavier-uniform matrices, a predictor that asks for nothing."""
+        """Set the initial values: xavier-uniform matrices; a predictor at zero, or random too."""
         for parameter in self.encoder.parameters():
             if parameter.dim() > 1:
                 nn.init.xavier_uniform_(parameter)
-        nn.init.zeros_(self.weight_predictor.weight)
+        if self.random_predictor:
+            nn.init.xavier_uniform_(self.weight_predictor.weight)
+        else:
+            nn.init.zeros_(self.weight_predictor.weight)
         nn.init.constant_(self.weight_predictor.bias, self.predictor_bias)
 
     def forward(
@@ -227,10 +242,18 @@ def _encoder_spec(
     return read_encoder_config(encoder_config, embed_dims=embed_dims)
 
 
-def _check_windows(window_sizes: Sequence[int]) -> None:
-    if len(window_sizes) != 2 or any(size < 1 or size % 2 == 0 for size in window_sizes):
+def _odd_windows(window_sizes: Sequence[int]) -> tuple[int, int]:
+    """Camera and BEV window, so that each has a centre."""
+    if len(window_sizes) != 2 or any(size < 1 for size in window_sizes):
         raise ValueError(
-            "`window_sizes` must be two odd sizes, [camera, lidar], so that a window has a centre,"
-            f" but got {list(window_sizes)}. Where past runs had an even size s, their code read"
-            " s + 1 tokens: write s + 1."
+            f"`window_sizes` must be two sizes >= 1, [camera, lidar], but got {list(window_sizes)}."
         )
+    camera, bev = (size + 1 - size % 2 for size in window_sizes)
+    if [camera, bev] != list(window_sizes):
+        _LOG.warning(
+            "`window_sizes` %s are read as %s: a window needs a centre, and past runs read s + 1"
+            " tokens where s was even. Write them so.",
+            list(window_sizes),
+            [camera, bev],
+        )
+    return camera, bev

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -29,6 +30,20 @@ from aqr_model.cmt.position import (
 )
 from aqr_model.cmt.routing import RoutingInputs
 from aqr_model.cmt.transformer import memory_tokens
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecoderInputs:
+    """What the head makes for its transformer.
+
+    B batch, C channels, T memory tokens, P denoising slots, Q matching queries.
+    """
+
+    memory: Tensor  # BEV tokens row by row, then cameras, routed. [T, B, C]
+    memory_pos: Tensor  # [T, B, C]
+    query_pos: Tensor  # [B, P + Q, C]
+    reference_points: Tensor  # fractions of the point-cloud range. [B, P + Q, 3]
+    denoising: DenoisingQueries | None
 
 
 @HEADS.register_module()
@@ -99,10 +114,11 @@ class CmtHead(BaseModule):
             train_cfg: `assigner`, `code_weights`, `grid_size`.
             test_cfg: `grid_size`, if there is no `train_cfg`.
             enable_aqr: Route features by query weights before the transformer.
-            aqr_config: Of the weight generator.
+            aqr_config: Of the weight generator; its `semantics` is all parts', see
+                `aqr_model.aqr.AqrSemantics`.
             renderer_config: Of the weight renderer.
             modulator_config: Of the feature modulator.
-            use_simple_modulation: Must be False; the users' configs carry it.
+            use_simple_modulation: Scale features by the map alone; `modulator_config` is not read.
             debug_mode: Unused; the users' configs carry it. Statistics: set `collect_aqr`, then
                 `aqr_model.aqr.aqr_statistics(**head.last_aqr)` after a forward.
             visualization_interval: Unused; the users' configs carry it.
@@ -168,38 +184,44 @@ class CmtHead(BaseModule):
         self.collect_aqr = False
         self.last_aqr: dict[str, Any] | None = None
         if enable_aqr:
-            if use_simple_modulation:
-                raise ValueError(
-                    "`use_simple_modulation` must be False: set `modulator_config.residual_weight`"
-                    " to 0 for f * M."
-                )
-            self._build_aqr(aqr_config, renderer_config, modulator_config)
+            parts = routing.build_parts(
+                embed_dims=hidden_dim,
+                aqr_config=aqr_config,
+                renderer_config=renderer_config,
+                modulator_config=modulator_config,
+                use_simple_modulation=use_simple_modulation,
+            )
+            self.aqr_weight_generator, self.weight_renderer, self.feature_modulator = parts
+            self.aqr_semantics = routing.read_semantics(aqr_config)
+            self.bev_grid = self._true_grid()
 
-    def _build_aqr(
-        self,
-        aqr_config: Mapping[str, Any] | None,
-        renderer_config: Mapping[str, Any] | None,
-        modulator_config: Mapping[str, Any] | None,
-    ) -> None:
-        parts = routing.build_parts(
-            embed_dims=self.hidden_dim,
-            aqr_config=aqr_config,
-            renderer_config=renderer_config,
-            modulator_config=modulator_config,
-        )
-        self.aqr_weight_generator, self.weight_renderer, self.feature_modulator = parts
+    def _true_grid(self) -> BevGrid:
+        """The BEV features in metres.
+
+        The true cell, which need not divide the range: R50 has 0.8 m cells and ends at 48.4 m.
+        """
         voxel_size = self._point_cfg.get("voxel_size") or self.bbox_coder.voxel_size
         if voxel_size is None:
             raise ValueError(
                 "`voxel_size` must be given in `train_cfg`, `test_cfg` or `bbox_coder`: query"
                 " routing needs the true size of a BEV cell."
             )
-        # The true cell, which need not divide the range: R50 has 0.8 m cells and ends at 48.4 m.
-        self.bev_grid = BevGrid(
+        return BevGrid(
             point_cloud_range=self.bbox_coder.pc_range,
             voxel_size=voxel_size,
             stride=self.downsample_scale,
         )
+
+    def set_epoch(self, epoch: float, total_epochs: float) -> None:
+        """Take today's values of AQR's schedules; without AQR or schedules nothing changes.
+
+        Args:
+            epoch: Epochs trained so far, fractional.
+            total_epochs: Length of the training.
+        """
+        if self.enable_aqr:
+            self.weight_renderer.set_epoch(epoch, total_epochs)
+            self.feature_modulator.set_epoch(epoch, total_epochs)
 
     def init_weights(self) -> None:
         """Initialise all parts, then the reference points."""
@@ -238,7 +260,28 @@ class CmtHead(BaseModule):
             return self._forward(x.float(), x_img.float(), img_metas)
 
     def _forward(self, x: Tensor, x_img: Tensor, img_metas: Sequence[Mapping[str, Any]]) -> Outputs:
-        x = self.shared_conv(x)
+        inputs = self.decoder_inputs(self.shared_conv(x), x_img, img_metas)
+        queries = inputs.denoising
+        mask = None if queries is None else denoising.attention_mask(queries, self.num_query)
+        decoded = self.transformer(inputs.memory, inputs.memory_pos, inputs.query_pos, mask)
+        return [
+            [self._predict(head, decoded, inputs.reference_points, queries)]
+            for head in self.task_heads
+        ]
+
+    def decoder_inputs(
+        self, x: Tensor, x_img: Tensor, img_metas: Sequence[Mapping[str, Any]]
+    ) -> DecoderInputs:
+        """Make the queries, embed all positions and route the features.
+
+        Args:
+            x: BEV features behind `shared_conv`. [B, C, H, W]
+            x_img: Camera features. [B * V, C, h, w]
+            img_metas: See `forward`.
+
+        Returns:
+            What the transformer takes. With `collect_aqr`, `last_aqr` is filled.
+        """
         cameras = Cameras.from_metas(img_metas, x.device)
         queries = self._denoising_queries(img_metas, x.device) if self.training else None
         reference = self.reference_points.weight.expand(len(img_metas), -1, -1)
@@ -248,30 +291,37 @@ class CmtHead(BaseModule):
         query_pos = self._query_pos(reference, cameras)
         memory = memory_tokens(x, x_img)
         if self.enable_aqr:
+            # The denoising queries stand first.
+            first = -self.num_query if self.aqr_semantics.queries == "matching" else 0
             inputs = RoutingInputs(
                 bev=x,
                 camera=x_img,
                 memory=memory,
                 memory_pos=memory_pos,
-                query_pos=query_pos[:, -self.num_query :],
-                reference_points=reference[:, -self.num_query :],
+                query_pos=query_pos[:, first:],
+                reference_points=reference[:, first:],
                 cameras=cameras,
             )
             memory = memory_tokens(*self._route(inputs, img_metas))
-        mask = None if queries is None else denoising.attention_mask(queries, self.num_query)
-        decoded = self.transformer(memory, memory_pos, query_pos, mask)
-        return [[self._predict(head, decoded, reference, queries)] for head in self.task_heads]
+        return DecoderInputs(
+            memory=memory,
+            memory_pos=memory_pos,
+            query_pos=query_pos,
+            reference_points=reference,
+            denoising=queries,
+        )
 
     def _route(
         self, inputs: RoutingInputs, img_metas: Sequence[Mapping[str, Any]]
     ) -> tuple[Tensor, Tensor]:
-        """Modulate the features by the matching queries' weights; see `routing.route`."""
+        """Modulate the features by the queries' weights; see `routing.route`."""
         routed = routing.route(
             inputs,
             generator=self.aqr_weight_generator,
             renderer=self.weight_renderer,
             modulator=self.feature_modulator,
             grid=self.bev_grid,
+            semantics=self.aqr_semantics,
         )
         if self.collect_aqr:
             boxes = None

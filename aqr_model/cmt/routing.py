@@ -3,6 +3,7 @@
 Joins the parts of `aqr_model.aqr`, which know tensors only, to the head's geometry.
 """
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from aqr_model.aqr import (
+    AqrSemantics,
     AQRWeightGenerator,
     BevGrid,
     FeatureModulator,
@@ -21,12 +23,15 @@ from aqr_model.aqr import (
 )
 from aqr_model.cmt.position import Cameras
 
+_LOG = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True, kw_only=True)
 class RoutingInputs:
-    """What one forward hands to the routing: matching queries only, features not yet modulated.
+    """What one forward hands to the routing: features not yet modulated and the queries that route.
 
-    B batch, V views, C channels, Q matching queries, T memory tokens.
+    B batch, V views, C channels, T memory tokens. Q queries: the matching ones; with
+    `AqrSemantics.queries='all'` the denoising ones before them.
     """
 
     bev: Tensor  # [B, C, H, W]
@@ -55,9 +60,15 @@ def build_parts(
     aqr_config: Mapping[str, Any] | None,
     renderer_config: Mapping[str, Any] | None,
     modulator_config: Mapping[str, Any] | None,
+    use_simple_modulation: bool = False,
 ) -> tuple[AQRWeightGenerator, WeightRenderer, FeatureModulator]:
-    """Build generator, renderer and modulator from the keys of the users' configs."""
+    """Build generator, renderer and modulator from the keys of the users' configs.
+
+    All three take their meaning from `aqr_config.semantics`.
+    """
+    semantics = read_semantics(aqr_config)
     generator: dict[str, Any] = {"embed_dims": embed_dims} | _keywords(aqr_config)
+    generator["semantics"] = semantics
     if generator["embed_dims"] != embed_dims:
         raise ValueError(
             f"`aqr_config.embed_dims` must equal the head's `hidden_dim` ({embed_dims}), but got"
@@ -65,9 +76,14 @@ def build_parts(
         )
     return (
         AQRWeightGenerator(**generator),
-        WeightRenderer(**_keywords(renderer_config)),
-        FeatureModulator(**_keywords(modulator_config)),
+        WeightRenderer(**_keywords(renderer_config), semantics=semantics),
+        _modulator(_keywords(modulator_config), semantics, simple=use_simple_modulation),
     )
+
+
+def read_semantics(aqr_config: Mapping[str, Any] | None) -> AqrSemantics:
+    """Read `aqr_config.semantics`."""
+    return AqrSemantics.from_config((aqr_config or {}).get("semantics"))
 
 
 def route(
@@ -77,6 +93,7 @@ def route(
     renderer: WeightRenderer,
     modulator: FeatureModulator,
     grid: BevGrid,
+    semantics: AqrSemantics,
 ) -> Routed:
     """Weigh the queries, render their weights and modulate the features."""
     num_views = len(inputs.camera) // len(inputs.reference_points)
@@ -89,6 +106,7 @@ def route(
         image_shape=inputs.cameras.pad_hw,
         bev_shape=(bev_rows, bev_columns),
         camera_shape=(num_views, camera_rows, camera_columns),
+        semantics=semantics,
     )
     weights = generator(
         inputs.query_pos,
@@ -115,6 +133,21 @@ def collected(
         "camera": (inputs.camera.detach(), routed.camera.detach()),
         "gt_boxes": gt_boxes,
     }
+
+
+def _modulator(
+    keywords: Mapping[str, Any], semantics: AqrSemantics, *, simple: bool
+) -> FeatureModulator:
+    """The modulator of the config, or f * M alone."""
+    if not simple:
+        return FeatureModulator(**keywords, semantics=semantics)
+    if keywords:
+        _LOG.warning(
+            "`use_simple_modulation=True` scales features by the map alone: `modulator_config` (%s)"
+            " is not read.",
+            ", ".join(keywords),
+        )
+    return FeatureModulator(residual_weight=0.0, semantics=semantics)
 
 
 def _keywords(config: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -314,7 +314,6 @@ def test_grid_references():
     [
         ({"reference_init": "random"}, "must be 'uniform' or 'grid', but got 'random'"),
         ({"train_cfg": None}, "`train_cfg` or `test_cfg` must be given"),
-        ({"enable_aqr": True, "use_simple_modulation": True}, "`use_simple_modulation` must be"),
         (
             {"enable_aqr": True, "aqr_config": {"embed_dims": 8}},
             r"must equal the head's `hidden_dim` \(16\), but got 8",

@@ -4,7 +4,15 @@ import math
 
 import torch
 
-from aqr_model.aqr import AQRWeightGenerator, BevGrid, Projection, project_queries
+from aqr_model.aqr import (
+    AqrSemantics,
+    AQRWeightGenerator,
+    BevGrid,
+    Projection,
+    QueryWeights,
+    project_queries,
+)
+from aqr_model.aqr.semantics import CHOICES
 
 GRID = BevGrid(point_cloud_range=(-8.0, -6.0, -5.0, 8.0, 6.0, 3.0), voxel_size=(0.5, 0.5), stride=2)
 BEV_SHAPE = (12, 16)
@@ -29,7 +37,7 @@ def ring_of_cameras(batch=2, views=3, image_shape=IMAGE_SHAPE, field_deg=100.0):
     return matrices
 
 
-def project(reference_points, bev_shape=BEV_SHAPE):
+def project(reference_points, bev_shape=BEV_SHAPE, semantics=None):
     return project_queries(
         reference_points,
         ring_of_cameras(len(reference_points)),
@@ -37,7 +45,17 @@ def project(reference_points, bev_shape=BEV_SHAPE):
         image_shape=IMAGE_SHAPE,
         bev_shape=bev_shape,
         camera_shape=CAMERA_SHAPE,
+        semantics=semantics,
     )
+
+
+def random_scene(seed=0, batch=2, queries=7, semantics=None):
+    """Random weights, and where their queries lie."""
+    draw = torch.Generator().manual_seed(seed)
+    lidar, camera = torch.rand(2, batch, queries, generator=draw).unbind()
+    weights = QueryWeights(lidar=lidar.requires_grad_(), camera=camera.requires_grad_())
+    points = torch.rand(batch, queries, 3, generator=draw)
+    return weights, project(points, semantics=semantics)
 
 
 def random_inputs(seed=0, batch=2, queries=9, dims=16):
@@ -137,6 +155,77 @@ def map_twin(weights, cells, seen, shape, *, sigma, clamp):
             pixels.append(total.clamp(0, clamp))
         rows.append(torch.stack(pixels))
     return torch.stack(rows)
+
+
+def kernel_twin(renderer, cell, pixel, shape):
+    """What one query of strength 1 adds to one pixel."""
+    method, semantics = renderer.render_method, renderer.semantics
+    summed = semantics.kernel == "sum"
+    if method in ("gaussian", "direct") and semantics.cells == "floored":
+        cell = [math.floor(value) for value in cell]
+        if not all(0 <= value < n for value, n in zip(cell, shape, strict=True)):
+            return 0.0
+    away = [place - value for place, value in zip(pixel, cell, strict=True)]
+    nearest = [math.floor(value + 0.5) for value in cell]
+    if method == "direct":
+        held = [min(max(value, 0), n - 1) for value, n in zip(nearest, shape, strict=True)]
+        return float(held == list(pixel))
+    if method == "gaussian":
+        kernel = math.exp(-(math.hypot(*away) ** 2) / (2 * renderer.gaussian_sigma**2))
+        if not summed:
+            return kernel
+        size = int(6 * renderer.gaussian_sigma + 1)
+        radius = (size + 1 - size % 2) // 2
+        offsets = range(-radius, radius + 1)
+        total = sum(
+            math.exp(-(y**2 + x**2) / (2 * renderer.gaussian_sigma**2))
+            for y in offsets
+            for x in offsets
+        )
+        reached = all(abs(p - n) <= radius for p, n in zip(pixel, nearest, strict=True))
+        return kernel / total if reached else 0.0
+    if method == "bilinear":
+        whole = [math.floor(value) for value in cell]
+        if summed and not all(0 <= value < n - 1 for value, n in zip(whole, shape, strict=True)):
+            return 0.0
+        radius = 1.0 if summed else renderer.bilinear_radius
+        return math.prod(max(0.0, 1 - abs(value) / radius) for value in away)
+    distance, decay = math.hypot(*away), renderer.distance_decay
+    if not summed:
+        return decay**distance
+    reach = 0.2 * min(shape)
+    return math.exp(-distance / (reach * decay)) if distance <= reach else 0.0
+
+
+def drawn_twin(renderer, weights, cells, seen, shape, *, clamped=True):
+    """One map [rows, cols] under any semantics, pixel by pixel and query by query."""
+    zero = renderer.semantics.background == "zero"
+    rows = []
+    for row in range(shape[0]):
+        pixels = []
+        for col in range(shape[1]):
+            added = [torch.zeros(())]
+            for query in range(len(weights)):
+                weight = weights[query]
+                if not seen[query] or (zero and weight < renderer.min_weight_threshold):
+                    continue
+                kernel = kernel_twin(renderer, cells[query].tolist(), (row, col), shape)
+                added.append((weight if zero else 2 * weight - 1) * kernel)
+            largest = zero and renderer.render_method == "direct"
+            value = torch.stack(added).max() if largest else torch.stack(added).sum()
+            value = value if zero else 1 + value
+            if clamped and zero and value < renderer.min_weight_threshold:
+                value = value * 0
+            limit = renderer.max_weight_clamp if clamped else math.inf
+            pixels.append(value.clamp(0, limit))
+        rows.append(torch.stack(pixels))
+    return torch.stack(rows)
+
+
+def with_second_values(names):
+    """The preset 'right' with the second value of the named fields."""
+    second = {name: choices[1] for name, choices in CHOICES.items()}
+    return AqrSemantics(**{name: second[name] for name in names})
 
 
 def assert_same_gradients(fast, slow, inputs, *, tolerance=1e-4):

@@ -6,10 +6,19 @@ from pathlib import Path
 
 import pytest
 import torch
-from aqr_twins import CAMERA_SHAPE, GRID, IMAGE_SHAPE, project, ring_of_cameras
+from aqr_twins import (
+    BEV_SHAPE,
+    CAMERA_SHAPE,
+    GRID,
+    IMAGE_SHAPE,
+    project,
+    ring_of_cameras,
+    with_second_values,
+)
 
 import aqr_model
 from aqr_model.aqr import BevGrid, project_queries, project_to_bev, project_to_cameras
+from aqr_model.aqr.projection import to_metres
 
 
 def test_bev_cells_follow_cell_size_per_axis():
@@ -135,6 +144,68 @@ def test_bad_shapes(points, matrices, message):
             bev_shape=(12, 16),
             camera_shape=CAMERA_SHAPE,
         )
+
+
+def test_fixed_grid_is_108_m_in_as_many_cells_as_rows():
+    points = torch.rand(1, 50, 3, generator=torch.Generator().manual_seed(0))
+    metres = to_metres(points, GRID.point_cloud_range)
+    projection = project(points, semantics=with_second_values({"bev_grid", "cells"}))
+    want = ((metres[..., [1, 0]] + 54) * BEV_SHAPE[0] / 108).floor()
+    assert torch.equal(projection.bev_cells, want)
+    assert torch.equal(projection.bev_valid, (want < torch.tensor(BEV_SHAPE)).all(-1))
+
+
+def test_floored_cells_are_the_tokens_around_the_exact_ones():
+    points = torch.rand(2, 50, 3, generator=torch.Generator().manual_seed(0))
+    exact = project(points)
+    floored = project(points, semantics=with_second_values({"cells"}))
+    assert torch.equal(floored.bev_cells, (exact.bev_cells + 0.5).floor())
+    assert torch.equal(floored.camera_cells, exact.camera_cells.floor())
+    assert torch.equal(floored.camera_visible, exact.camera_visible)
+
+
+@pytest.mark.parametrize("fields", [{"views"}, {"views", "unseen"}, {"unseen"}])
+def test_views_and_unseen_queries_query_by_query(fields):
+    points = torch.rand(2, 60, 3, generator=torch.Generator().manual_seed(0))
+    points[:, :5, 2] = 1.0 + points[:, :5, 2]  # high up, above most cameras
+    points[:, :5, :2] = 0.45 + 0.1 * points[:, :5, :2]
+    geometry = {
+        "grid": GRID,
+        "image_shape": IMAGE_SHAPE,
+        "bev_shape": BEV_SHAPE,
+        "camera_shape": CAMERA_SHAPE,
+    }
+    cameras = ring_of_cameras(field_deg=160)
+    right = project_queries(points, cameras, **geometry)
+    found = project_queries(points, cameras, **geometry, semantics=with_second_values(fields))
+    assert {0, 1, 2} <= set(right.camera_visible.sum(1).flatten().tolist())
+    for sample in range(2):
+        for query in range(60):
+            seeing = right.camera_visible[sample, :, query].nonzero().flatten().tolist()
+            if "views" in fields:
+                seeing = seeing[:1]
+            if not seeing and "unseen" in fields:
+                seeing = [0]
+                assert found.camera_cells[sample, 0, query].tolist() == [0.0, 0.0]
+            else:
+                for view in seeing:
+                    there = right.camera_cells[sample, view, query]
+                    assert torch.equal(found.camera_cells[sample, view, query], there)
+            assert found.camera_visible[sample, :, query].nonzero().flatten().tolist() == seeing
+
+
+def test_rows_ratio_scales_columns_too_and_loses_what_falls_off():
+    points = torch.rand(1, 60, 3, generator=torch.Generator().manual_seed(0))
+    metres = to_metres(points, GRID.point_cloud_range)
+    matrices = ring_of_cameras(batch=1)
+    # 8 columns of 128 pixels and 5 rows of 40: a row's 8 pixels would need 16 columns.
+    wide = {"image_shape": (40, 128), "shape": (5, 8)}
+    own, seen = project_to_cameras(metres, matrices, **wide)
+    rows, kept = project_to_cameras(metres, matrices, **wide, one_scale=True)
+    torch.testing.assert_close(rows[..., 0], own[..., 0])
+    torch.testing.assert_close(rows[..., 1], own[..., 1] * 2)
+    assert torch.equal(kept, seen & (own[..., 1] < 4))
+    assert 0 < kept.sum() < seen.sum()
 
 
 def test_needs_torch_alone(tmp_path):

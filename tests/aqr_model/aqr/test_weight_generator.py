@@ -213,11 +213,39 @@ def test_predictor_bias_is_the_first_weight():
 
 
 @pytest.mark.parametrize(
+    ("given", "read"), [([8, 5], (9, 5)), ([15, 4], (15, 5)), ([2, 2], (3, 3))]
+)
+def test_even_windows_are_read_as_past_runs_read_them(given, read, caplog):
+    generator = AQRWeightGenerator(embed_dims=16, window_sizes=given)
+    assert (generator.camera_window, generator.bev_window) == read
+    assert f"`window_sizes` {given} are read as {list(read)}" in caplog.text
+
+
+def test_odd_windows_are_not_worth_a_warning(caplog):
+    AQRWeightGenerator(embed_dims=16, window_sizes=(9, 5))
+    assert not caplog.text
+
+
+def test_random_predictor_has_the_spread_of_past_runs():
+    """Content of width 256 behind a LayerNorm: logits of mean 1.5 and standard deviation 1.41."""
+    torch.manual_seed(0)
+    generator = AQRWeightGenerator(embed_dims=256, semantics={"predictor": "random"})
+    assert generator.predictor_bias == 1.5
+    content = torch.nn.functional.layer_norm(torch.randn(4000, 256), (256,))
+    weights = generator.weight_predictor(content).sigmoid()
+    assert weights.mean().item() == pytest.approx(0.754, abs=0.02)
+    assert weights.std().item() == pytest.approx(0.19, abs=0.02)
+    chosen = AQRWeightGenerator(embed_dims=16, predictor_bias=0.5, semantics="legacy")
+    assert chosen.weight_predictor.bias.eq(0.5).all()
+    assert chosen.weight_predictor.weight.abs().min() > 0
+
+
+@pytest.mark.parametrize(
     ("keywords", "message"),
     [
-        ({"window_sizes": [8, 5]}, r"two odd sizes.*got \[8, 5\].*write s \+ 1"),
-        ({"window_sizes": [5]}, "two odd sizes"),
-        ({"window_sizes": [0, 5]}, "two odd sizes"),
+        ({"window_sizes": [5]}, "two sizes >= 1"),
+        ({"window_sizes": [0, 5]}, r"two sizes >= 1.*got \[0, 5\]"),
+        ({"semantics": "old"}, "`semantics.preset` must be one of"),
         ({"num_heads": 3}, r"must divide `embed_dims` \(16\), but got 3"),
         ({"encoder_config": {"num_layers": 2}}, "num_layers` must be 1, but got 2"),
         ({"encoder_config": {"post_norm_cfg": {"type": "BN"}}}, "must be 'LN', but got 'BN'"),
