@@ -26,12 +26,12 @@ data: setup $(SHIFTED)/$(INFOS)
 $(SHIFTED)/$(INFOS): | setup
 	@$(PY) -m aqr_model.data.synthetic --root $(SHIFTED) --domain shifted \
 		--train-scenes 45 --val-scenes 12 --seed 1 --workers 2
-	@$(PY) -m aqr_model.data.prepare --dataroot $(SHIFTED) --version v1.0-synth
+	@$(PY) -m aqr_model.data.prepare --dataroot $(SHIFTED) --version v1.0-synth --no-database
 
 $(BASE)/$(INFOS): | setup
 	@$(PY) -m aqr_model.data.synthetic --root $(BASE) --domain base \
 		--train-scenes 300 --val-scenes 15 --seed 0 --workers 2
-	@$(PY) -m aqr_model.data.prepare --dataroot $(BASE) --version v1.0-synth
+	@$(PY) -m aqr_model.data.prepare --dataroot $(BASE) --version v1.0-synth --no-database
 
 pretrain: setup $(BASE)/$(INFOS)
 	@$(PY) -m aqr_model.train aqr_model/configs/cmt_nano.py --resume

@@ -12,8 +12,7 @@ from mmdet3d.core.bbox import LiDARInstance3DBoxes
 from mmdet3d.datasets import DATASETS, NuScenesDataset
 
 from aqr_model.data.errors import DataError, SampleFileError
-from aqr_model.data.geometry import Floats, homogeneous, inverse
-from aqr_model.data.infos import CAMERAS
+from aqr_model.data.infos import CAMERAS, camera_matrices
 from aqr_model.data.results import format_results
 from aqr_model.data.scenes import scene_subset
 from aqr_model.data.score import score_predictions
@@ -93,7 +92,9 @@ class CustomNuScenesDataset(NuScenesDataset):
             "timestamp": info["timestamp"] / 1e6,
         }
         if self.modality["use_camera"]:
-            data |= self._cameras(info["cams"])
+            names = [info["cams"][camera]["data_path"] for camera in CAMERAS]
+            data["img_filename"] = [self._path(name) for name in names]
+            data |= camera_matrices(info)
         if not self.test_mode:
             data["ann_info"] = self.get_ann_info(index)
         return data
@@ -159,16 +160,6 @@ class CustomNuScenesDataset(NuScenesDataset):
             out_dir=jsonfile_prefix,
         )
 
-    def _cameras(self, cameras: Mapping[str, Mapping[str, Any]]) -> dict[str, list[Any]]:
-        lidar2cam = [_lidar2cam(cameras[name]) for name in CAMERAS]
-        intrinsics = [_padded(cameras[name]["cam_intrinsic"]) for name in CAMERAS]
-        return {
-            "img_filename": [self._path(cameras[name]["data_path"]) for name in CAMERAS],
-            "lidar2img": [k @ e for k, e in zip(intrinsics, lidar2cam, strict=True)],
-            "lidar2cam": lidar2cam,
-            "intrinsics": intrinsics,
-        }
-
     def _path(self, path: str) -> str:
         """Our infos are relative to the dataroot; those of mmdet3d's converter name it too."""
         if path.startswith(("samples/", "sweeps/")):
@@ -197,14 +188,3 @@ class CustomNuScenesDataset(NuScenesDataset):
         except SampleFileError as error:
             token = self.data_infos[index]["token"]
             raise SampleFileError(f"Sample {token}: {error}") from error
-
-
-def _lidar2cam(camera: Mapping[str, Any]) -> Floats:
-    cam2lidar = homogeneous(camera["sensor2lidar_rotation"], camera["sensor2lidar_translation"])
-    return inverse(cam2lidar)
-
-
-def _padded(intrinsic: Floats) -> Floats:
-    matrix = np.eye(4)
-    matrix[:3, :3] = intrinsic
-    return matrix

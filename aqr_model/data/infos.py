@@ -7,7 +7,7 @@ import numpy as np
 from nuscenes.eval.detection.utils import category_to_detection_name
 from nuscenes.nuscenes import NuScenes
 
-from aqr_model.data.geometry import Floats, inverse, pose_matrix
+from aqr_model.data.geometry import Floats, homogeneous, inverse, pose_matrix
 
 LIDAR = "LIDAR_TOP"
 CAMERAS = (
@@ -48,6 +48,23 @@ def build_info(tables: NuScenes, sample: Mapping[str, Any], *, max_sweeps: int =
         "ego2global_rotation": pose["rotation"],
     }
     return info | _annotations(tables, sample, global2lidar)
+
+
+def camera_matrices(info: Mapping[str, Any]) -> dict[str, list[Floats]]:
+    """Matrices of an info's cameras, in the order of :data:`CAMERAS`.
+
+    Returns:
+        ``lidar2img``, ``lidar2cam`` and ``intrinsics``, lists of [4, 4], with
+        lidar2img = intrinsics x lidar2cam.
+    """
+    cameras = [info["cams"][name] for name in CAMERAS]
+    lidar2cam = [
+        inverse(homogeneous(c["sensor2lidar_rotation"], c["sensor2lidar_translation"]))
+        for c in cameras
+    ]
+    intrinsics = [homogeneous(c["cam_intrinsic"], np.zeros(3)) for c in cameras]
+    lidar2img = [k @ e for k, e in zip(intrinsics, lidar2cam, strict=True)]
+    return {"lidar2img": lidar2img, "lidar2cam": lidar2cam, "intrinsics": intrinsics}
 
 
 def sensor_files(info: Info) -> list[str]:

@@ -1,7 +1,8 @@
-"""Build the info files of a dataset: ``python -m aqr_model.data.prepare --dataroot D --version V``.
+"""Prepare a dataset for training: ``python -m aqr_model.data.prepare --dataroot D --version V``.
 
-One ``nuscenes_infos_<split>.pkl`` a split, in the form mmdet3d 1.0's NuScenesDataset reads. A file
-that matches the tables it was built from is left as it is.
+One ``nuscenes_infos_<split>.pkl`` a split, in the form mmdet3d 1.0's NuScenesDataset reads, and of
+the training split ``nuscenes_dbinfos_<split>.pkl`` with the folder of objects it names, from which
+``UnifiedObjectSample`` pastes. What matches the tables it was built from is left as it is.
 """
 
 import argparse
@@ -15,13 +16,18 @@ from pathlib import Path
 from typing import Any
 
 from nuscenes.nuscenes import NuScenes
+from rich.console import Console
 from rich.progress import track
 
+from aqr_model.data import database
 from aqr_model.data.errors import DataError
+from aqr_model.data.files import write_whole
 from aqr_model.data.infos import Info, build_info, sensor_files
 from aqr_model.data.tables import fingerprint, open_tables, split_scenes
 
 _FORMAT = 1  # raise it when infos change, so that old files are built anew
+_DATABASE_FORMAT = 1  # the same for the object database
+_MAX_SWEEPS = 10
 _STAMP = "nuscenes_infos.json"
 
 
@@ -51,10 +57,70 @@ def prepare(dataroot: str | Path, version: str, out: str | Path | None = None) -
         infos = _build_split(open_tables(dataroot, version), split, scenes)
         _check_files(Path(dataroot), infos)
         metadata = {"version": version, "split": split, "scenes": list(scenes)}
-        _write(path, pickle.dumps({"infos": infos, "metadata": metadata}, protocol=4))
+        write_whole(path, pickle.dumps({"infos": infos, "metadata": metadata}, protocol=4))
         stamps[path.name] = stamp
-        _write(folder / _STAMP, json.dumps(stamps, indent=2).encode())
+        write_whole(folder / _STAMP, json.dumps(stamps, indent=2).encode())
     return paths
+
+
+def prepare_database(
+    dataroot: str | Path,
+    version: str,
+    out: str | Path | None = None,
+    *,
+    num_sweeps: int = _MAX_SWEEPS,
+    workers: int = 1,
+) -> dict[str, Path]:
+    """Build the object database of every training split that is not up to date.
+
+    Args:
+        dataroot: Folder with samples/, sweeps/ and the version's tables.
+        version: Folder name of the tables.
+        out: Folder for info files and database; the dataroot by default.
+        num_sweeps: Earlier LiDAR sweeps whose points an object gets, as many as training uses.
+        workers: Processes; the result does not depend on it.
+
+    Returns:
+        Database infos of each split whose name ends with ``train``; the info files that it needs
+        are prepared too.
+
+    Raises:
+        DataError: If tables, splits or sensor files are missing or damaged.
+    """
+    if not 0 <= num_sweeps <= _MAX_SWEEPS or workers < 1:
+        raise DataError(
+            f"0 <= sweeps <= {_MAX_SWEEPS} and workers >= 1 must hold, but got (sweeps="
+            f"{num_sweeps}, workers={workers})."
+        )
+    folder = Path(out or dataroot)
+    paths: dict[str, Path] = {}
+    for split, info_path in prepare(dataroot, version, out).items():
+        if not split.endswith("train"):
+            continue
+        path = paths[split] = folder / database_file(split)
+        stamp = {"tables": fingerprint(dataroot, version), "format": _DATABASE_FORMAT}
+        stamps = _read_stamps(folder)
+        whole_stamp = {**stamp, "version": version, "sweeps": num_sweeps}
+        there = path.is_file() and (folder / database.FOLDER).is_dir()
+        if there and stamps.get(path.name) == whole_stamp:
+            continue
+        found = database.build_database(
+            pickle.loads(info_path.read_bytes())["infos"],
+            dataroot=Path(dataroot),
+            folder=folder,
+            num_sweeps=num_sweeps,
+            stamp=stamp,
+            workers=workers,
+        )
+        write_whole(path, pickle.dumps(found, protocol=4))
+        stamps[path.name] = whole_stamp
+        write_whole(folder / _STAMP, json.dumps(stamps, indent=2).encode())
+    return paths
+
+
+def database_file(split: str) -> str:
+    """File name of a split's database infos, as :func:`info_file` names its infos."""
+    return f"nuscenes_dbinfos_{split.removeprefix('mini_')}.pkl"
 
 
 def info_file(split: str) -> str:
@@ -72,7 +138,8 @@ def _build_split(tables: NuScenes, split: str, scenes: Iterable[str]) -> list[In
             f"({len(absent)} in all) are not there."
         )
     samples = [sample for sample in tables.sample if sample["scene_token"] in tokens]
-    return [build_info(tables, sample) for sample in track(samples, f"infos of {split}")]
+    shown = track(samples, f"infos of {split}", console=Console(stderr=True))
+    return [build_info(tables, sample, max_sweeps=_MAX_SWEEPS) for sample in shown]
 
 
 def _check_files(dataroot: Path, infos: Iterable[Info]) -> None:
@@ -105,26 +172,52 @@ def _read_stamps(folder: Path) -> dict[str, Mapping[str, Any]]:
         return {}  # nothing is known of the files here, so all are built
 
 
-def _write(path: Path, content: bytes) -> None:
-    """Write whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)
-
-
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description="Build mmdet3d info files from nuScenes tables.")
+    parser = argparse.ArgumentParser(
+        description="Build info files and the object database from nuScenes tables."
+    )
     parser.add_argument("--dataroot", required=True, help="folder with samples/ and the tables")
     parser.add_argument("--version", required=True, help="v1.0-trainval, v1.0-mini or your own")
-    parser.add_argument("--out", help="folder for the info files (default: dataroot)")
+    parser.add_argument("--out", help="folder for the results (default: dataroot)")
+    parser.add_argument(
+        "--database",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="also cut out the objects of the training split, for UnifiedObjectSample",
+    )
+    parser.add_argument(
+        "--sweeps",
+        type=int,
+        default=_MAX_SWEEPS,
+        help="earlier LiDAR sweeps in its objects, as many as training uses (%(default)s)",
+    )
+    parser.add_argument("--workers", type=int, default=1, help="processes for the database (1)")
     args = parser.parse_args()
     try:
         paths = prepare(args.dataroot, args.version, args.out)
+        databases = {}
+        if args.database:
+            databases = prepare_database(
+                args.dataroot,
+                args.version,
+                args.out,
+                num_sweeps=args.sweeps,
+                workers=args.workers,
+            )
     except DataError as error:
         sys.exit(f"error: {error}")
     for split, path in paths.items():
         print(f"{split}: {path}")
+    for split, path in databases.items():
+        print(f"{split}: {path} ({_counts(path)})")
+    if args.database and not databases:
+        print(f"no object database: none of the splits {sorted(paths)} is for training")
+
+
+def _counts(path: Path) -> str:
+    found = pickle.loads(path.read_bytes())
+    return ", ".join(f"{len(entries)} {name}" for name, entries in found.items())
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
 """Pipeline steps under the type names of CMT's public configs.
 
-Registered here are the steps that mmdet3d lacks, and five of its own by the same name: those that
+Registered here are the steps that mmdet3d lacks, and six of its own by the same name: those that
 load files (errors that name the file, quicker reading), ``ObjectRangeFilter`` (it uses an alias
-that numpy has dropped) and ``Collect3D`` (ground truth in the metas without containers).
+that numpy has dropped), ``PointShuffle`` (quicker) and ``Collect3D`` (ground truth in the metas
+without containers).
 """
 
 from aqr_model.data.pipelines.formatting import Collect3D
@@ -17,10 +18,12 @@ from aqr_model.data.pipelines.loading import (
     LoadPointsFromMultiSweeps,
 )
 from aqr_model.data.pipelines.modality import ModalMask3D
+from aqr_model.data.pipelines.pasting import UnifiedObjectSample
 from aqr_model.data.pipelines.space import (
     CustomRandomFlip3D,
     GlobalRotScaleTransAll,
     ObjectRangeFilter,
+    PointShuffle,
 )
 
 __all__ = [
@@ -34,5 +37,7 @@ __all__ = [
     "NormalizeMultiviewImage",
     "ObjectRangeFilter",
     "PadMultiViewImage",
+    "PointShuffle",
     "ResizeCropFlipImage",
+    "UnifiedObjectSample",
 ]

@@ -60,7 +60,9 @@ class LoadMultiViewImageFromFiles:
     def __call__(self, results: Results) -> Results:
         """Add the images and mmdet3d's usual keys about them."""
         names = results["img_filename"]
-        images = [self._read(name) for name in names]
+        images = [read_image(name, self.flag) for name in names]
+        if self.to_float32:
+            images = [image.astype(np.float32) for image in images]
         shapes = [image.shape for image in images]
         results |= {
             "filename": names,
@@ -77,14 +79,34 @@ class LoadMultiViewImageFromFiles:
         }
         return results
 
-    def _read(self, name: str) -> NDArray[Any]:
-        try:
-            image = cv2.imdecode(np.fromfile(name, dtype=np.uint8), self.flag)
-        except (OSError, cv2.error) as error:
-            raise SampleFileError(f"{name} cannot be read: {error}.") from error
-        if image is None or image.ndim != 3:
-            raise SampleFileError(f"{name} must be a colour image, but does not decode as one.")
-        return image.astype(np.float32) if self.to_float32 else image
+
+def read_image(name: str, flag: int = cv2.IMREAD_UNCHANGED) -> NDArray[Any]:
+    """Read a colour image, BGR. [H, W, 3].
+
+    Raises:
+        SampleFileError: If the file is missing, cut short or no colour image.
+    """
+    try:
+        content = np.fromfile(name, dtype=np.uint8)
+        if _cut_short(content.tobytes()):
+            raise SampleFileError(f"{name} must be a whole image, but is cut short.")
+        image = cv2.imdecode(content, flag)
+    except (OSError, cv2.error) as error:
+        raise SampleFileError(f"{name} cannot be read: {error}.") from error
+    if image is None or image.ndim != 3:
+        raise SampleFileError(f"{name} must be a colour image, but does not decode as one.")
+    return image
+
+
+def _cut_short(content: bytes) -> bool:
+    """Tell whether the end is missing; decoders fill it with grey and say nothing.
+
+    In a JPEG file every scan (FF DA) is followed by the end mark (FF D9) at some point, and neither
+    occurs inside compressed data. A PNG file ends with the chunk IEND.
+    """
+    if content.startswith(b"\xff\xd8"):
+        return content.rfind(b"\xff\xd9") < content.rfind(b"\xff\xda")
+    return content.startswith(b"\x89PNG") and b"IEND" not in content[-64:]
 
 
 def _checked_points(
@@ -94,6 +116,8 @@ def _checked_points(
         points = load(name)
     except (OSError, ValueError) as error:
         raise SampleFileError(f"{name} cannot be read: {error}.") from error
+    if points.size == 0:
+        raise SampleFileError(f"{name} must hold points, but is empty.")
     if points.size % num_values:
         raise SampleFileError(
             f"{name} must hold {num_values} float32 values a point, but holds {points.size} "

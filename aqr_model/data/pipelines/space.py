@@ -130,6 +130,20 @@ class ObjectRangeFilter:
         return results
 
 
+@PIPELINES.register_module(force=True)
+class PointShuffle:
+    """mmdet3d's step, with its draw, several times faster."""
+
+    def __call__(self, results: Results) -> Results:
+        """Bring the points into a random order."""
+        points: Tensor = results["points"].tensor
+        order = torch.randperm(len(points))
+        # NumPy gathers narrow rows several times faster than torch.
+        shuffled = points.numpy().take(order.numpy(), axis=0)
+        results["points"].tensor = torch.from_numpy(shuffled)
+        return results
+
+
 def move_points(results: Results, motion: Floats) -> None:
     """Apply a similarity to the points in place."""
     points: Tensor = results["points"].tensor  # [N, 3 + features]

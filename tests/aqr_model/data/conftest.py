@@ -255,6 +255,12 @@ def tiny_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.fixture(scope="session")
+def write_tiny():
+    """Write a tiny dataset of one's own making: folder, number of scenes."""
+    return TinyNuScenes
+
+
 @pytest.fixture
 def own_tiny(tmp_path: Path) -> TinyNuScenes:
     """A tiny dataset that a test may break."""

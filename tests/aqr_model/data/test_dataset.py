@@ -1,13 +1,19 @@
 import pickle
 import shutil
 
+import cv2
 import numpy as np
 import pytest
 from mmdet3d.datasets import build_dataset
+from mmdet3d.datasets.dataset_wrappers import CBGSDataset
 
+from aqr_model.data.database import FOLDER
+from aqr_model.data.dataset import CLASS_NAMES
 from aqr_model.data.errors import DataError, SampleFileError
 from aqr_model.data.infos import CAMERAS
-from aqr_model.data.prepare import prepare
+from aqr_model.data.pipelines.loading import read_image
+from aqr_model.data.prepare import prepare, prepare_database
+from aqr_model.loading import training_batches
 
 VERSION = "v1.0-tiny"
 POINTS = [
@@ -177,7 +183,7 @@ def test_foreign_info_file(own_tiny, build_tiny, content):
         build_tiny(root=own_tiny.root)
 
 
-@pytest.mark.parametrize("kind", ["missing", "short", "nan"])
+@pytest.mark.parametrize("kind", ["missing", "short", "empty", "nan"])
 @pytest.mark.parametrize("key", ["lidar_path", "sweep"])
 def test_damaged_points_name_sample_and_file(own_tiny, build_tiny, kind, key):
     prepare(own_tiny.root, VERSION)
@@ -190,13 +196,15 @@ def test_damaged_points_name_sample_and_file(own_tiny, build_tiny, kind, key):
         path.unlink()
     elif kind == "short":
         path.write_bytes(content[:-7])
+    elif kind == "empty":
+        path.write_bytes(b"")
     else:
         path.write_bytes(content[:-4] + np.float32("nan").tobytes())
     with pytest.raises(SampleFileError, match=f"Sample {info['token']}: .*{path.name}"):
         dataset[0]
 
 
-@pytest.mark.parametrize("kind", ["missing", "short", "empty"])
+@pytest.mark.parametrize("kind", ["missing", "short", "half", "almost", "empty"])
 def test_damaged_image_names_sample_and_file(own_tiny, build_tiny, kind):
     prepare(own_tiny.root, VERSION)
     dataset = build_tiny("tiny_val", [{"type": "LoadMultiViewImageFromFiles"}], root=own_tiny.root)
@@ -205,7 +213,57 @@ def test_damaged_image_names_sample_and_file(own_tiny, build_tiny, kind):
     if kind == "missing":
         path.unlink()
     else:
-        path.write_bytes(path.read_bytes()[: 200 if kind == "short" else 0])
+        content = path.read_bytes()
+        kept = {"short": 200, "half": len(content) // 2, "almost": len(content) - 2, "empty": 0}
+        path.write_bytes(content[: kept[kind]])
     dataset.test_mode = True
     with pytest.raises(SampleFileError, match=f"Sample {info['token']}: .*{path.name}"):
         dataset[1]
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png"])
+def test_whole_images_are_read(tmp_path, suffix):
+    image = np.random.default_rng(0).integers(0, 255, (40, 60, 3)).astype(np.uint8)
+    path = tmp_path / f"whole{suffix}"
+    cv2.imwrite(str(path), image)
+    with path.open("ab") as file:
+        file.write(b"\0" * 7)  # some cameras pad their files
+    assert read_image(str(path)).shape == (40, 60, 3)
+    path.write_bytes(path.read_bytes()[:-27])
+    with pytest.raises(SampleFileError, match="cut short"):
+        read_image(str(path))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_damage_is_named_through_loading_processes(own_tiny, build_tiny, workers):
+    """As training loads: CBGS around the dataset, batches from other processes."""
+    prepare(own_tiny.root, VERSION)
+    plain = build_tiny("tiny_train", POINTS + FORMAT, root=own_tiny.root)
+    info = plain.data_infos[1]
+    path = own_tiny.root / info["sweeps"][0]["data_path"]
+    path.write_bytes(path.read_bytes()[:-7])
+    batches = training_batches(
+        CBGSDataset(plain), batch_size=1, num_workers=workers, seed=0, start=0, stop=30
+    )
+    # Later keyframes list the sweep too.
+    with pytest.raises(SampleFileError, match=rf"Sample tiny-0000-sample-\d: .*{path.name} cannot"):
+        list(batches)
+
+
+def test_damaged_database_object_is_named_with_its_sample(own_tiny, build_tiny):
+    found = prepare_database(own_tiny.root, VERSION)["tiny_train"]
+    for path in (own_tiny.root / FOLDER).rglob("*_car_*.bin"):
+        path.unlink()
+    sampler = {
+        "info_path": str(found),
+        "data_root": None,
+        "rate": 1.0,
+        "prepare": {},
+        "classes": list(CLASS_NAMES),
+        "sample_groups": {"car": 9},
+    }
+    paste = {"type": "UnifiedObjectSample", "db_sampler": sampler}
+    dataset = build_tiny("tiny_train", [*POINTS, FORMAT[0], paste], root=own_tiny.root)
+    token = dataset.data_infos[0]["token"]
+    with pytest.raises(SampleFileError, match=rf"Sample {token}: .*_car_\d+\.bin cannot be read"):
+        dataset[0]

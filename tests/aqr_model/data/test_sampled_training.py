@@ -1,0 +1,123 @@
+"""From a synthetic dataset's tables to a training step with pasted objects."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from mmcv import Config
+from mmdet3d.datasets import build_dataset
+from mmdet3d.models import build_model
+
+from aqr_model.data.boxes import points_inside
+from aqr_model.data.prepare import prepare_database
+from aqr_model.loading import seed_everything, to_device, training_batches
+
+GROUPS = {"car": 6, "pedestrian": 8, "bus": 2, "traffic_cone": 6}
+
+
+@pytest.fixture(scope="module")
+def database(synthetic_root):
+    """The synthetic set has one sweep before each keyframe, and nano trains with the nearest."""
+    return prepare_database(synthetic_root, "v1.0-synth", num_sweeps=1)["synth_train"]
+
+
+@pytest.fixture(scope="module")
+def cfg(synthetic_root, database):
+    cfg = Config.fromfile("aqr_model/configs/cmt_nano.py")
+    train = cfg.data.train
+    train.data_root = str(synthetic_root)
+    train.ann_file = str(synthetic_root / "nuscenes_infos_synth_train.pkl")
+    paste = {
+        "type": "UnifiedObjectSample",
+        "sample_2d": True,
+        "mixup_rate": 0.5,
+        "db_sampler": {
+            "type": "UnifiedDataBaseSampler",
+            "data_root": None,
+            "info_path": str(database),
+            "rate": 1.0,
+            "prepare": {
+                "filter_by_difficulty": [-1],
+                "filter_by_min_points": dict.fromkeys(cfg.class_names, 5),
+            },
+            "classes": cfg.class_names,
+            "sample_groups": GROUPS,
+        },
+    }
+    kinds = [step["type"] for step in train.pipeline]
+    train.pipeline.insert(kinds.index("LoadAnnotations3D") + 1, paste)
+    return cfg
+
+
+def without_pasting(cfg):
+    train = cfg.data.train.copy()
+    train.pipeline = [s for s in train.pipeline if s["type"] != "UnifiedObjectSample"]
+    return build_dataset(train)
+
+
+def test_samples_have_the_added_boxes_with_points_in_them(cfg):
+    pasted, plain = build_dataset(cfg.data.train), without_pasting(cfg)
+    added = 0
+    for index in range(len(pasted)):
+        seed_everything(index)
+        sample = pasted[index]
+        seed_everything(index)
+        bare = plain[index]
+        labels = sample["gt_labels_3d"].data
+        added += len(labels) - len(bare["gt_labels_3d"].data)
+        for name, most in GROUPS.items():
+            label = cfg.class_names.index(name)
+            count = int((labels == label).sum())
+            assert count <= max(most, int((bare["gt_labels_3d"].data == label).sum()))
+        points = sample["points"].data.numpy()
+        boxes = sample["gt_bboxes_3d"].data.tensor.numpy()
+        inside = [len(points_inside(points, box)) for box in boxes]
+        # Boxes that the range cuts, and the scene's own, may hold few points.
+        assert sum(count >= 5 for count in inside) >= (len(labels) - len(bare["gt_labels_3d"].data))
+        assert sample["img"].data.shape == bare["img"].data.shape
+    assert added > 2 * len(pasted)
+
+
+def test_the_seed_decides(cfg):
+    dataset = build_dataset(cfg.data.train)
+
+    def draw(seed):
+        seed_everything(seed)
+        return dataset[0]
+
+    first, again, other = draw(1), draw(1), draw(2)
+    for key in ("points", "img", "gt_labels_3d"):
+        assert torch.equal(first[key].data, again[key].data)
+    assert torch.equal(first["gt_bboxes_3d"].data.tensor, again["gt_bboxes_3d"].data.tensor)
+    assert not torch.equal(first["points"].data, other["points"].data)
+
+
+def batches(dataset, workers, start=0):
+    return training_batches(dataset, batch_size=2, num_workers=workers, seed=3, start=start, stop=4)
+
+
+def test_loading_processes_and_a_resumed_run_draw_the_same(cfg):
+    dataset = build_dataset(cfg.data.train)
+    expected = list(batches(dataset, 0))
+    resumed = list(batches(build_dataset(cfg.data.train), 2, start=2))
+    for ours, theirs in zip(expected[2:], resumed, strict=True):
+        for one, other in zip(ours["points"].data[0], theirs["points"].data[0], strict=True):
+            assert torch.equal(one, other)
+        assert torch.equal(ours["img"].data[0], theirs["img"].data[0])
+
+
+def test_it_trains(cfg):
+    seed_everything(0)
+    model = build_model(cfg.model).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    before = [p.detach().clone() for p in model.parameters()]
+    for batch in batches(build_dataset(cfg.data.train), 0, start=2):
+        losses = model(return_loss=True, **to_device(batch, torch.device("cpu")))
+        loss = sum(value.mean() for name, value in losses.items() if "loss" in name)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        assert math.isfinite(float(loss.detach()))
+    moved = [not torch.equal(p, q) for p, q in zip(before, model.parameters(), strict=True)]
+    assert np.mean(moved) > 0.9
