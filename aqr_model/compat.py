@@ -50,6 +50,8 @@ def _silence_legacy_warnings() -> None:
     """
     warnings.filterwarnings("ignore", message="On January 1, 2023, MMCV will release")
     warnings.filterwarnings("ignore", message="Fail to import ``MultiScaleDeformableAttention``")
+    # mmdet's ResNet with with_cp, in torch's name.
+    warnings.filterwarnings("ignore", message="torch.utils.checkpoint: the use_reentrant parameter")
     legacy = rf"({'|'.join(LEGACY_PACKAGES)})(\.|$)"
     for category in (UserWarning, DeprecationWarning, FutureWarning, SyntaxWarning):
         warnings.filterwarnings("ignore", category=category, module=legacy)

@@ -10,10 +10,10 @@ from typing import Annotated, Any
 
 import torch
 import typer
-from mmcv import Config
 from mmdet3d.models import build_model
 
 from aqr_model.checkpoint import load_pretrained, save_weights
+from aqr_model.config import load_config
 from aqr_model.evaluate import Evaluator
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -32,7 +32,7 @@ def publish(config: Path, weights: Path, out: Path) -> dict[str, Any]:
     Returns:
         The record, as written beside the checkpoint.
     """
-    cfg = Config.fromfile(str(config))
+    cfg = load_config(config)
     model = build_model(cfg.model)
     load_pretrained(model, weights)
     trained = torch.load(weights, map_location="cpu", weights_only=True)["meta"]

@@ -105,21 +105,28 @@ def resolve(base: Mapping[str, Any], overrides: Mapping[str, Any]) -> "Config":
         KeyError, TypeError: If an override leads through something that is neither a dict nor a
             list.
     """
+    # Importing the package first quiets what the old libraries say about themselves.
+    from aqr_model.config import apply_overrides
+
+    # isort: split
     from mmcv import Config
 
     config = Config(deepcopy(dict(base)))
-    config.merge_from_dict(dict(overrides))
+    apply_overrides(config, overrides)
     return config
 
 
 def load_base(path: Path) -> dict[str, Any]:
-    """Read a config file with all that it inherits, as plain dicts and lists."""
-    # Importing the package first quiets what the old libraries say about themselves.
-    from mmcv import Config
+    """Read a config file with all that it inherits, as plain dicts and lists.
 
-    import aqr_model  # noqa: F401
+    Raises:
+        ConfigError: If a file assigns a name twice, or a type is registered nowhere.
+    """
+    from aqr_model.config import load_config, require_known_types
 
-    return Config.fromfile(str(path))._cfg_dict.to_dict()
+    config = load_config(path)
+    require_known_types(config)
+    return config._cfg_dict.to_dict()
 
 
 def has_key(config: Mapping[str, Any], key: str) -> bool:

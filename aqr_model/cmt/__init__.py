@@ -12,6 +12,7 @@ from aqr_model.cmt import (
     head,
     task_head,
     transformer,
+    vovnet,
     voxelize,
 )
 
@@ -24,5 +25,6 @@ __all__ = [
     "head",
     "task_head",
     "transformer",
+    "vovnet",
     "voxelize",
 ]

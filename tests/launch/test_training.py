@@ -40,6 +40,9 @@ def knobs(monkeypatch):
     module.to_overrides = lambda params: {f"model.head.{k}": v for k, v in params.items()}
     monkeypatch.setitem(sys.modules, "aqr_model", package)
     monkeypatch.setitem(sys.modules, "aqr_model.knobs", module)
+    config = ModuleType("aqr_model.config")
+    config.apply_overrides = lambda cfg, overrides: cfg.merge_from_dict(dict(overrides))
+    monkeypatch.setitem(sys.modules, "aqr_model.config", config)
 
 
 def test_a_trial_trains_with_the_spec_and_then_its_parameters(spec, knobs, tmp_path):
