@@ -13,11 +13,15 @@ from mmcv.parallel import collate
 from mmdet3d.datasets import build_dataset
 from mmdet3d.models import build_model
 from torch import nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset, Subset
 
 from aqr_model.checkpoint import load_pretrained
+from aqr_model.config import load_config, require_known_types
 from aqr_model.data import CustomNuScenesDataset
+from aqr_model.distributed import Workers, local_device
 from aqr_model.loading import to_device
+from aqr_model.plan import budget_epochs
+from aqr_model.precision import apply_precision, read_precision
 
 
 class Evaluator:
@@ -37,26 +41,42 @@ class Evaluator:
         self.dataset = dataset
 
     def score(
-        self, model: nn.Module, *, val_share: float = 1.0, workdir: Path | None = None
+        self,
+        model: nn.Module,
+        *,
+        val_share: float = 1.0,
+        workdir: Path | None = None,
+        workers: Workers | None = None,
     ) -> dict[str, float]:
         """Score a model.
+
+        Processes share the samples; rank 0 puts the detections together and scores them.
 
         Args:
             model: The detector; left in the mode in which it came.
             val_share: Share of the validation scenes; always the same scenes.
             workdir: Folder for the detections and the devkit's summary; none by default.
+            workers: Processes that hold the same model; all must call it.
 
         Returns:
-            ``val/nds``, ``val/map``, the five true-positive errors and ``val/ap/<class>``.
+            ``val/nds``, ``val/map``, the five true-positive errors and ``val/ap/<class>``, the
+            same in all processes.
 
         Raises:
             FloatingPointError: If a detection is not finite.
         """
         dataset = self.dataset if val_share == 1.0 else self.dataset.with_share(val_share)
-        return dataset.evaluate(self._detect(model, dataset), jsonfile_prefix=workdir)
+        workers = workers or Workers()
+        own = range(workers.rank, len(dataset), workers.size)
+        shares = workers.to_main(self._detect(model, Subset(dataset, own)))
+        scores = None
+        if workers.is_main:
+            found = [shares[i % workers.size][i // workers.size] for i in range(len(dataset))]
+            scores = dataset.evaluate(found, jsonfile_prefix=workdir)
+        return workers.from_main(scores)
 
     @torch.no_grad()
-    def _detect(self, model: nn.Module, dataset: CustomNuScenesDataset) -> list[dict[str, Any]]:
+    def _detect(self, model: nn.Module, dataset: Dataset) -> list[dict[str, Any]]:
         was_training = model.training
         model.eval()
         loader = DataLoader(
@@ -72,6 +92,12 @@ class Evaluator:
         return found
 
 
+def set_epoch(model: nn.Module, epoch: float, total_epochs: float) -> None:
+    """Give AQR's schedules the epoch; a finished model is scored with the last one's values."""
+    head: Any = model.pts_bbox_head
+    head.set_epoch(epoch, total_epochs)
+
+
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
@@ -83,10 +109,13 @@ def main(
     out: Annotated[Path | None, typer.Option(help="Folder for detections and summary.")] = None,
 ) -> None:
     """Print NDS, mAP, the five errors and the AP of each class."""
-    cfg = Config.fromfile(str(config))
+    cfg = load_config(config)
+    require_known_types(cfg, ("model",))
     model = build_model(cfg.model, train_cfg=cfg.get("train_cfg"), test_cfg=cfg.get("test_cfg"))
     load_pretrained(model, checkpoint)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    set_epoch(model, budget_epochs(cfg), budget_epochs(cfg))
+    apply_precision(model, read_precision(cfg))
+    device = local_device()
     scores = Evaluator(cfg, device=device).score(model.to(device), val_share=share, workdir=out)
     for name, value in scores.items():
         print(f"{name:28s} {value:.4f}")

@@ -6,6 +6,7 @@ to save.
 
 import random
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -60,6 +61,44 @@ def batch_indices(num_samples: int, batch_size: int, seed: int, step: int) -> li
     return order[place * batch_size : (place + 1) * batch_size].tolist()
 
 
+@dataclass(frozen=True, kw_only=True)
+class Split:
+    """How the samples of an optimizer step fall to processes and to batches one after another.
+
+    However a step is split, it holds the same samples in the same places, and what is drawn for a
+    sample depends on its place.
+
+    Attributes:
+        batch_size: Samples of one batch.
+        parts: Batches that a process accumulates.
+        rank: This process.
+        num_ranks: Processes.
+    """
+
+    batch_size: int
+    parts: int = 1
+    rank: int = 0
+    num_ranks: int = 1
+
+    def __post_init__(self) -> None:
+        """Check the numbers."""
+        counts = (self.batch_size, self.parts, self.num_ranks)
+        if any(not isinstance(count, int) or count < 1 for count in counts):
+            raise ValueError(
+                "samples_per_gpu, cumulative_iters and the number of processes must be whole "
+                f"numbers above 0, but got {counts}"
+            )
+
+    @property
+    def samples_per_step(self) -> int:
+        """Over all processes."""
+        return self.batch_size * self.parts * self.num_ranks
+
+    def first_place(self, part: int) -> int:
+        """Place in the step of the first sample of this process's batch."""
+        return (part * self.num_ranks + self.rank) * self.batch_size
+
+
 class _SeededSamples(Dataset):
     """A dataset whose draws are addressed by (step, place, index) and seeded by them."""
 
@@ -70,43 +109,62 @@ class _SeededSamples(Dataset):
     def __getitem__(self, address: tuple[int, int, int]) -> Any:
         step, place, index = address
         seed_everything(self.seed, 1, step, place)
-        return self.dataset[index]
+        sample = self.dataset[index]
+        if isinstance(sample, dict) and "img_metas" in sample:
+            # Denoising noise is drawn in the model, where a sample no longer knows its place.
+            sample["img_metas"].data["noise_seed"] = mix(self.seed, 3, step, place)
+        return sample
 
 
-class _StepSampler(Sampler):
-    """Addresses of the batches from one step to another."""
+class _PartSampler(Sampler):
+    """Addresses of one process's batches, step by step and part by part."""
 
-    def __init__(self, num_samples: int, batch_size: int, seed: int, start: int, stop: int) -> None:
-        self.arguments = (num_samples, batch_size, seed)
-        self.steps = range(start, stop)
+    def __init__(self, num_samples: int, split: Split, seed: int, steps: range) -> None:
+        self.num_samples, self.split, self.seed, self.steps = num_samples, split, seed, steps
 
     def __iter__(self) -> Iterator[list[tuple[int, int, int]]]:
         for step in self.steps:
-            chosen = batch_indices(*self.arguments, step)
-            yield [(step, place, index) for place, index in enumerate(chosen)]
+            chosen = batch_indices(self.num_samples, self.split.samples_per_step, self.seed, step)
+            for part in range(self.split.parts):
+                first = self.split.first_place(part)
+                places = range(first, first + self.split.batch_size)
+                yield [(step, place, chosen[place]) for place in places]
 
     def __len__(self) -> int:
-        return len(self.steps)
+        return len(self.steps) * self.split.parts
 
 
 def training_batches(
-    dataset: Any, *, batch_size: int, num_workers: int, seed: int, start: int, stop: int
+    dataset: Any,
+    *,
+    batch_size: int,
+    num_workers: int,
+    seed: int,
+    start: int,
+    stop: int,
+    parts: int = 1,
+    rank: int = 0,
+    num_ranks: int = 1,
 ) -> DataLoader:
-    """Collated batches of the steps ``start`` to ``stop - 1``.
+    """Collated batches of the steps ``start`` to ``stop - 1``, ``parts`` for each.
 
     Args:
         dataset: An mmdet3d dataset in training mode.
-        batch_size: Samples of a step.
+        batch_size: Samples of a batch.
         num_workers: Loading processes; 0 loads in this one.
         seed: Seed of the run.
         start: First step.
         stop: One past the last step.
+        parts: Batches that a process accumulates in a step.
+        rank: Of this process; it gets its share of each step.
+        num_ranks: Processes.
     """
+    split = Split(batch_size=batch_size, parts=parts, rank=rank, num_ranks=num_ranks)
     return DataLoader(
         _SeededSamples(dataset, seed),
-        batch_sampler=_StepSampler(len(dataset), batch_size, seed, start, stop),
+        batch_sampler=_PartSampler(len(dataset), split, seed, range(start, stop)),
         num_workers=num_workers,
-        collate_fn=lambda samples: collate(samples, samples_per_gpu=batch_size),
+        collate_fn=lambda samples: collate(samples, samples_per_gpu=split.batch_size),
     )
 
 

@@ -14,7 +14,9 @@ from mmdet3d.models import build_model
 
 from aqr_model.checkpoint import load_pretrained, save_weights
 from aqr_model.config import load_config
-from aqr_model.evaluate import Evaluator
+from aqr_model.evaluate import Evaluator, set_epoch
+from aqr_model.plan import budget_epochs
+from aqr_model.precision import apply_precision, read_precision
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -39,6 +41,8 @@ def publish(config: Path, weights: Path, out: Path) -> dict[str, Any]:
     save_weights(model.half(), out, **trained)
     model = build_model(cfg.model)
     load_pretrained(model, out)
+    set_epoch(model, budget_epochs(cfg), budget_epochs(cfg))
+    apply_precision(model, read_precision(cfg))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     scores = Evaluator(cfg, device=device).score(model.to(device))
     record = {

@@ -1,11 +1,38 @@
-"""The report of a training that runs by itself: to the terminal and to a file."""
+"""Where a training sends what it finds; the report of one that runs by itself."""
 
 import json
 import logging
+import math
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Protocol
 
 logger = logging.getLogger(__name__)
+
+
+class Report(Protocol):
+    """Where a training sends what it finds; the sweep and the command line each have their own."""
+
+    def rung(
+        self,
+        metrics: Mapping[str, float],
+        *,
+        fraction: float,
+        val_share: float,
+        epoch: float,
+        step: int,
+        checkpoint: Path | None,
+    ) -> None:
+        """Hand over the score at a rung; an exception ends the training."""
+        ...
+
+    def log(self, values: Mapping[str, float], *, step: int) -> None:
+        """Hand over losses, learning rates and statistics."""
+        ...
+
+    def artifact(self, path: Path) -> None:
+        """Hand over a file."""
+        ...
 
 
 class ConsoleReport:
@@ -47,7 +74,7 @@ class ConsoleReport:
                 step,
                 values["train/epoch"],
                 values["train/loss"],
-                values["train/grad_norm"],
+                values.get("train/grad_norm", math.nan),  # all of the steps were skipped
                 values["train/lr/max"],
                 values["train/s_per_step"],
             )

@@ -1,217 +1,138 @@
 """Train a detector from a config: build, loop, evaluate at rungs, report.
 
-``python -m aqr_model.train CONFIG`` runs it by itself; a sweep calls :func:`train` with its own
-report.
+``python -m aqr_model.train CONFIG`` runs it by itself, ``torchrun --nproc_per_node N -m
+aqr_model.train CONFIG`` on several devices; a sweep calls :func:`train` with its own report.
 """
 
-import itertools
 import logging
 import math
-import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any
 
 import cv2
 import torch
 import typer
 from mmcv import Config
-from mmcv.runner import build_optimizer
 from mmdet3d.datasets import build_dataset
-from mmdet3d.models import build_model
 from torch import Tensor, nn
 
-from aqr_model import lr_schedule
-from aqr_model.checkpoint import (
-    TrainState,
-    load_pretrained,
-    read_state,
-    save_state,
-    save_weights,
-)
-from aqr_model.evaluate import Evaluator
-from aqr_model.loading import seed_everything, to_device, training_batches
-from aqr_model.monitor import AqrMonitor
-from aqr_model.reports import ConsoleReport
+from aqr_model.checkpoint import save_weights
+from aqr_model.cmt.step_totals import StepTotals
+from aqr_model.config import load_config, require_known_types
+from aqr_model.distributed import Workers, launched, local_device, together, without_exchange
+from aqr_model.evaluate import set_epoch
+from aqr_model.finite import require_finite
+from aqr_model.loading import Split, seed_everything, to_device, training_batches
+from aqr_model.plan import Plan, Rung, make_plan
+from aqr_model.precision import overflow_reason
+from aqr_model.reports import ConsoleReport, Report
+from aqr_model.run import Run, build_detector, build_run, require_gradients, restore, save
 
-logger = logging.getLogger(__name__)
-
-
-class Report(Protocol):
-    """Where a training sends what it finds; the sweep and the command line each have their own."""
-
-    def rung(
-        self,
-        metrics: Mapping[str, float],
-        *,
-        fraction: float,
-        val_share: float,
-        epoch: float,
-        step: int,
-        checkpoint: Path | None,
-    ) -> None:
-        """Hand over the score at a rung; an exception ends the training."""
-        ...
-
-    def log(self, values: Mapping[str, float], *, step: int) -> None:
-        """Hand over losses, learning rates and statistics."""
-        ...
-
-    def artifact(self, path: Path) -> None:
-        """Hand over a file."""
-        ...
+__all__ = ["Plan", "Report", "Rung", "build_detector", "make_plan", "total_loss", "train"]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Rung:
-    """A point of the training at which it is scored.
-
-    Attributes:
-        fraction: Share of the training budget.
-        val_share: Share of the validation scenes.
-        step: Optimizer steps done when it is reached.
-    """
-
-    fraction: float
-    val_share: float
-    step: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class Plan:
-    """How long a training is and where it is scored.
-
-    Attributes:
-        steps_per_epoch: Optimizer steps of one pass over the data.
-        total_steps: Optimizer steps of the whole budget.
-        rungs: In the order in which they are reached; the last is the end.
-        log_interval: Steps between two records of the losses.
-        checkpoint_interval: Steps between two periodic checkpoints.
-    """
-
-    steps_per_epoch: int
-    total_steps: int
-    rungs: tuple[Rung, ...]
-    log_interval: int
-    checkpoint_interval: int
-
-
-def make_plan(cfg: Config, num_samples: int) -> Plan:
-    """Turn epochs and fractions into optimizer steps.
-
-    Raises:
-        ValueError: If a budget or a rung is out of range.
-    """
-    per_epoch = num_samples // cfg.data.samples_per_gpu
-    total = round(cfg.total_epochs * per_epoch)
-    if total < 1:
-        raise ValueError(
-            f"the budget must be at least one step, but got (total_epochs={cfg.total_epochs}, "
-            f"samples={num_samples}, samples_per_gpu={cfg.data.samples_per_gpu})"
-        )
-    fractions = list(cfg.evaluation["rungs"])
-    shares = list(cfg.evaluation.get("val_shares", [1.0] * len(fractions)))
-    rising = all(a < b for a, b in itertools.pairwise(fractions))
-    if not fractions or not rising or fractions[0] <= 0 or fractions[-1] != 1.0:
-        raise ValueError(f"evaluation.rungs must rise from above 0 to 1.0, but got {fractions}")
-    if len(shares) != len(fractions) or shares[-1] != 1.0:
-        raise ValueError(
-            f"evaluation.val_shares must give one share a rung, the last 1.0, but got {shares}"
-        )
-    rungs = tuple(
-        Rung(fraction=fraction, val_share=share, step=max(1, round(fraction * total)))
-        for fraction, share in zip(fractions, shares, strict=True)
-    )
-    return Plan(
-        steps_per_epoch=per_epoch,
-        total_steps=total,
-        rungs=rungs,
-        log_interval=cfg.log_config["interval"],
-        checkpoint_interval=cfg.checkpoint_config["interval"],
-    )
-
-
-def train(cfg: Config, *, workdir: Path, report: Report, resume_from: Path | None = None) -> None:
+def train(
+    cfg: Config, *, workdir: Path, report: Report | None, resume_from: Path | None = None
+) -> None:
     """Train, score at the rungs and report.
 
-    Random draws depend on the seed and the step alone, so that a training that is cut and resumed
-    on one device goes on as if nothing had happened.
+    Random draws depend on the seed, the step and a sample's place in it, so that a training that is
+    cut and resumed goes on as if nothing had happened, and one on several devices sees the samples
+    that one device with a larger batch would see.
 
     Args:
         cfg: A whole training config; ``evaluation`` gives the rungs.
         workdir: Folder for checkpoints; made if missing.
-        report: Takes scores, losses and statistics.
+        report: Takes scores, losses and statistics. If a process group of ``torch.distributed`` is
+            there, all of its processes must call ``train``; that of rank 0 reports, evaluates with
+            the others' help and saves, the others may give None.
         resume_from: A checkpoint of an earlier attempt at the same training.
 
     Raises:
         FloatingPointError: If a loss or a gradient is not finite; the weights are not touched by
             it.
         CheckpointError: If a checkpoint does not fit.
+        WorkerFailed: In the processes that did not fail themselves; the group is gone then.
     """
-    workdir.mkdir(parents=True, exist_ok=True)
     if cfg.get("num_threads"):
         torch.set_num_threads(cfg.num_threads)
     cv2.setNumThreads(1)  # the cores belong to torch and to the loading processes
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    seed_everything(cfg.seed, 0)
+    with together() as workers:
+        # A function of its own: what it holds can go when it fails, so that the others notice.
+        _train(cfg, workers, workdir, report, resume_from)
+
+
+def _train(
+    cfg: Config,
+    workers: Workers,
+    workdir: Path,
+    report: Report | None,
+    resume_from: Path | None,
+) -> None:
+    device, seed = local_device(), int(cfg.get("seed") or 0)
+    seed_everything(seed, 0)
+    num_parts = (cfg.get("optimizer_config") or {}).get("cumulative_iters", 1)
+    split = Split(
+        batch_size=cfg.data.samples_per_gpu,
+        parts=num_parts,
+        rank=workers.rank,
+        num_ranks=workers.size,
+    )
     dataset = build_dataset(cfg.data.train)
-    plan = make_plan(cfg, len(dataset))
-    model = build_detector(cfg).to(device)
-    optimizer = build_optimizer(model, cfg.optimizer)
-    lr_factor = lr_schedule.factor(cfg.get("lr_config"))
-    beta_factor = lr_schedule.factor(cfg.get("momentum_config"))
-    start, rungs_done = _restore(model, optimizer, resume_from)
-    monitor = AqrMonitor(model, cfg, report)
-    evaluator = Evaluator(cfg, device=device)
-    _remember_initial(optimizer)
+    plan = make_plan(cfg, len(dataset), num_parts=split.parts * split.num_ranks)
+    run = build_run(cfg, plan, workers, device, workdir, report)
+    start, rungs_done = restore(run, resume_from)
     batches = training_batches(
         dataset,
-        batch_size=cfg.data.samples_per_gpu,
+        batch_size=split.batch_size,
+        parts=split.parts,
+        rank=split.rank,
+        num_ranks=split.num_ranks,
         num_workers=cfg.data.workers_per_gpu,
-        seed=cfg.seed,
+        seed=seed,
         start=start,
         stop=plan.total_steps,
     )
-    progress = _Progress(report, plan, optimizer)
-
     # A rung whose score the last attempt did not hand over is due before the first step.
-    rungs_done = _score_due(start, rungs_done, plan, model, optimizer, evaluator, workdir, report)
-    for step, batch in enumerate(batches, start=start):
-        model.train()
-        _set_rates(
-            optimizer, lr_factor(step, plan.total_steps), beta_factor(step, plan.total_steps)
-        )
-        # Dropout and denoising noise of a step do not depend on how many draws came before it.
-        seed_everything(cfg.seed, 2, step)
-        monitor.before_step(step)
-        terms = model(return_loss=True, **to_device(batch, device))
-        loss = total_loss(terms)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        grad_norm = _clip(model, cfg.get("optimizer_config"))
+    rungs_done = _score_due(run, start, rungs_done)
+    for step, parts in enumerate(_grouped(batches, split.parts), start=start):
+        epoch = plan.epoch(step)
+        run.frozen.train_mode()
+        set_epoch(run.model, epoch, plan.total_epochs)
+        run.rates.set(step, plan.total_steps, epoch)
+        if run.monitor is not None:
+            run.monitor.before_step(step)
+        # What the losses divide by is known before: it is counted over all parts and processes.
+        totals = StepTotals.merge(workers.gather(_count(parts, run.model)))
+        run.optimizer.zero_grad(set_to_none=True)
+        terms, loss = _forward_backward(run, parts, totals, split, seed, step)
+        if step == start:
+            require_gradients(run)
+        run.scaler.unscale_(run.optimizer)
+        grad_norm = _clip(run.model, cfg.get("optimizer_config"))
+        mean_loss, norm = workers.mean(torch.stack([loss.float(), grad_norm.float()])).tolist()
         # Weights that have taken a non-finite gradient are lost; so stop before, not after.
-        _require_finite(loss, grad_norm, terms, model, step)
-        monitor.after_backward(step)
-        optimizer.step()
-        progress.record(step, terms, loss, grad_norm)
-        if (step + 1) % plan.checkpoint_interval == 0:
-            _save(model, optimizer, step + 1, rungs_done, workdir)
-        rungs_done = _score_due(
-            step + 1, rungs_done, plan, model, optimizer, evaluator, workdir, report
+        require_finite(
+            mean_loss,
+            norm,
+            overflow_reason(run.precision, run.scaler),
+            terms=terms,
+            model=run.model,
+            workers=workers,
+            step=step,
         )
-    save_weights(model, workdir / "final.pth", step=plan.total_steps, seed=int(cfg.seed))
-
-
-def build_detector(cfg: Config) -> nn.Module:
-    """Build the detector of a config, initialise it, and load ``load_from`` where it is set."""
-    model = build_model(cfg.model, train_cfg=cfg.get("train_cfg"), test_cfg=cfg.get("test_cfg"))
-    model.init_weights()
-    if cfg.get("load_from"):
-        fresh = load_pretrained(model, Path(cfg.load_from))
-        if fresh:
-            logger.info("%d AQR entries start from their initial values", len(fresh))
-    return model
+        if run.monitor is not None:
+            run.monitor.after_backward(step)
+        run.scaler.step(run.optimizer)
+        run.scaler.update()
+        run.progress.record(step, terms, mean_loss, norm)
+        if (step + 1) % plan.checkpoint_interval == 0:
+            save(run, step + 1, rungs_done)
+        rungs_done = _score_due(run, step + 1, rungs_done)
+    if workers.is_main:
+        save_weights(run.model, workdir / "final.pth", step=plan.total_steps, seed=seed)
 
 
 def total_loss(terms: Mapping[str, Tensor | Sequence[Tensor]]) -> Tensor:
@@ -224,140 +145,77 @@ def total_loss(terms: Mapping[str, Tensor | Sequence[Tensor]]) -> Tensor:
     return torch.stack(parts).sum()
 
 
-def _restore(
-    model: nn.Module, optimizer: torch.optim.Optimizer, resume_from: Path | None
-) -> tuple[int, int]:
-    if resume_from is None:
-        return 0, 0
-    state = read_state(resume_from)
-    model.load_state_dict(state.model)
-    optimizer.load_state_dict(state.optimizer)
-    return state.step, state.rungs_reported
+def _forward_backward(
+    run: Run, parts: Sequence[Any], totals: StepTotals, split: Split, seed: int, step: int
+) -> tuple[list[dict[str, Any]], Tensor]:
+    """Add up the gradients of a step's batches; return the loss terms of each, and their mean."""
+    device = local_device()
+    terms, losses = [], []
+    for index, part in enumerate(parts):
+        # Dropout does not depend on how many draws came before it.
+        seed_everything(seed, 2, step, split.first_place(index))
+        is_last = index + 1 == len(parts)
+        with nullcontext() if is_last else without_exchange(run.net):
+            found = run.net(return_loss=True, step_totals=totals, **to_device(part, device))
+            loss = total_loss(found) / len(parts)
+            run.scaler.scale(loss).backward()
+        terms.append({name: _detached(value) for name, value in found.items()})
+        losses.append(loss.detach())
+    return terms, torch.stack(losses).sum()
 
 
-def _save(
-    model: nn.Module, optimizer: torch.optim.Optimizer, step: int, rungs_done: int, workdir: Path
-) -> Path:
-    state = TrainState(
-        step=step,
-        model=model.state_dict(),
-        optimizer=optimizer.state_dict(),
-        rungs_reported=rungs_done,
+def _grouped(batches: Iterable[Any], size: int) -> Iterator[tuple[Any, ...]]:
+    return zip(*[iter(batches)] * size, strict=True)
+
+
+def _count(parts: Sequence[Mapping[str, Any]], model: nn.Module) -> StepTotals:
+    """Count the boxes of a process's batches."""
+    head: Any = model.pts_bbox_head
+    return StepTotals.count(
+        [part["gt_labels_3d"].data[0] for part in parts],
+        num_classes=sum(map(len, head.class_names)),
     )
-    path = workdir / "latest.pth"
-    save_state(state, path)
-    return path
 
 
-def _score_due(
-    step: int,
-    rungs_done: int,
-    plan: Plan,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    evaluator: Evaluator,
-    workdir: Path,
-    report: Report,
-) -> int:
+def _detached(value: Tensor | Sequence[Tensor]) -> Tensor | list[Tensor]:
+    return value.detach() if isinstance(value, Tensor) else [part.detach() for part in value]
+
+
+def _score_due(run: Run, step: int, rungs_done: int) -> int:
     """Score and report the rungs that end at this step; return how many are done by now."""
-    while rungs_done < len(plan.rungs) and plan.rungs[rungs_done].step <= step:
-        rung = plan.rungs[rungs_done]
+    rungs = run.plan.rungs
+    while rungs_done < len(rungs) and rungs[rungs_done].step <= step:
+        rung = rungs[rungs_done]
+        set_epoch(run.model, run.plan.epoch(step), run.plan.total_epochs)
+        # Each process has its own statistics of batch norms; those of rank 0 are saved and scored.
+        run.workers.share_buffers(run.model)
         # Saved before the score is handed over: if the process dies in between, the next attempt
         # scores this rung again, and nothing is lost.
-        checkpoint = _save(model, optimizer, step, rungs_done, workdir)
-        metrics = evaluator.score(model, val_share=rung.val_share, workdir=workdir)
-        report.rung(
-            metrics,
-            fraction=rung.fraction,
-            val_share=rung.val_share,
-            epoch=step / plan.steps_per_epoch,
-            step=step,
-            checkpoint=checkpoint,
+        checkpoint = save(run, step, rungs_done)
+        metrics = run.evaluator.score(
+            run.model, val_share=rung.val_share, workdir=run.workdir, workers=run.workers
         )
+        if run.report is not None:
+            run.report.rung(
+                metrics,
+                fraction=rung.fraction,
+                val_share=rung.val_share,
+                epoch=run.plan.epoch(step),
+                step=step,
+                checkpoint=checkpoint,
+            )
+        run.workers.gather(None)  # nobody trains on before rank 0 may
         rungs_done += 1
     return rungs_done
 
 
-def _remember_initial(optimizer: torch.optim.Optimizer) -> None:
-    for group in optimizer.param_groups:
-        group.setdefault("initial_lr", group["lr"])
-        if "betas" in group:
-            group.setdefault("initial_betas", group["betas"])
-
-
-def _set_rates(optimizer: torch.optim.Optimizer, lr_factor: float, beta_factor: float) -> None:
-    for group in optimizer.param_groups:
-        group["lr"] = group["initial_lr"] * lr_factor
-        if "initial_betas" in group:
-            first, second = group["initial_betas"]
-            group["betas"] = (first * beta_factor, second)
-
-
 def _clip(model: nn.Module, optimizer_config: Mapping[str, Any] | None) -> Tensor:
-    limit = ((optimizer_config or {}).get("grad_clip") or {}).get("max_norm", math.inf)
+    """Scale the gradients down to a norm; return what it was. Without a limit it only measures."""
+    limits = (optimizer_config or {}).get("grad_clip") or {}
     with_gradient = [p for p in model.parameters() if p.grad is not None]
-    return torch.nn.utils.clip_grad_norm_(with_gradient, limit)
-
-
-def _require_finite(
-    loss: Tensor, grad_norm: Tensor, terms: Mapping[str, Any], model: nn.Module, step: int
-) -> None:
-    values = torch.stack([loss.detach().float(), grad_norm.detach().float()]).tolist()
-    if all(map(math.isfinite, values)):
-        return
-    guilty = [f"loss term {name}" for name, value in terms.items() if not _finite(value)]
-    guilty += [
-        f"gradient of {name}"
-        for name, parameter in model.named_parameters()
-        if parameter.grad is not None and not _finite(parameter.grad)
-    ]
-    raise FloatingPointError(
-        f"loss and gradients must be finite, but at step {step} loss is {values[0]} "
-        f"and the gradient norm {values[1]}; not finite: {', '.join(guilty[:3]) or 'their sum'}"
+    return torch.nn.utils.clip_grad_norm_(
+        with_gradient, limits.get("max_norm", math.inf), limits.get("norm_type", 2)
     )
-
-
-def _finite(value: Tensor | Sequence[Tensor]) -> bool:
-    tensors = [value] if isinstance(value, Tensor) else value
-    return all(bool(torch.isfinite(tensor).all()) for tensor in tensors)
-
-
-class _Progress:
-    """Losses, learning rates and speed, averaged between records."""
-
-    def __init__(self, report: Report, plan: Plan, optimizer: torch.optim.Optimizer) -> None:
-        self.report = report
-        self.plan = plan
-        self.optimizer = optimizer
-        self.sums: dict[str, Tensor] = {}
-        self.count = 0
-        self.since = time.perf_counter()
-
-    def record(self, step: int, terms: Mapping[str, Any], loss: Tensor, grad_norm: Tensor) -> None:
-        """Take one step's values; hand over their means every ``log_interval`` steps."""
-        named = {"loss": loss, "grad_norm": grad_norm, **terms}
-        for name, value in named.items():
-            if isinstance(value, Tensor):
-                self.sums[name] = self.sums.get(name, torch.zeros(())) + value.detach()
-        self.count += 1
-        if (step + 1) % self.plan.log_interval == 0 or step + 1 == self.plan.total_steps:
-            self._flush(step)
-
-    def _flush(self, step: int) -> None:
-        means = torch.stack([value.float() for value in self.sums.values()]) / self.count
-        values = {
-            f"train/{name}": mean for name, mean in zip(self.sums, means.tolist(), strict=True)
-        }
-        values |= {f"train/{name}": rate for name, rate in self._rates().items()}
-        values["train/epoch"] = (step + 1) / self.plan.steps_per_epoch
-        values["train/s_per_step"] = (time.perf_counter() - self.since) / self.count
-        self.report.log(values, step=step + 1)
-        self.sums, self.count, self.since = {}, 0, time.perf_counter()
-
-    def _rates(self) -> dict[str, float]:
-        """Smallest and largest rate; mmcv makes one group of each parameter."""
-        rates = [group["lr"] for group in self.optimizer.param_groups]
-        return {"lr/min": min(rates), "lr/max": max(rates)}
 
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -371,15 +229,17 @@ def main(
 ) -> None:
     """Train from a config and print its scores."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    cfg = Config.fromfile(str(config))
+    cfg = load_config(config)
+    require_known_types(cfg)
     folder = work_dir or Path(cfg.get("work_dir") or f"work_dirs/{config.stem}")
     latest = folder / "latest.pth"
-    train(
-        cfg,
-        workdir=folder,
-        report=ConsoleReport(folder),
-        resume_from=latest if resume and latest.is_file() else None,
-    )
+    with launched() as is_main:
+        train(
+            cfg,
+            workdir=folder,
+            report=ConsoleReport(folder) if is_main else None,
+            resume_from=latest if resume and latest.is_file() else None,
+        )
 
 
 if __name__ == "__main__":

@@ -11,13 +11,19 @@ from aqr_model.cmt import losses
 from aqr_model.cmt.assigner import HungarianAssigner3D
 from aqr_model.cmt.box_codec import join_branches
 from aqr_model.cmt.denoising import DenoisingQueries, GroundTruth
+from aqr_model.cmt.step_totals import current_totals
 
 Outputs = Sequence[Sequence[dict[str, Any]]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class CmtCriterion:
-    """Losses summed over tasks, named by layer. N decoder layers."""
+    """Losses summed over tasks, named by layer. N decoder layers.
+
+    They divide by the counts of the batch, or inside `counted_over` by those of the whole step, so
+    that the mean over the parts of a step is the loss of one large batch. The public code divides
+    by the counts of each process's own batch, except for the denoising boxes.
+    """
 
     assigner: HungarianAssigner3D
     loss_cls: losses.Loss
@@ -55,6 +61,8 @@ class CmtCriterion:
                 loss_cls=self.loss_cls,
                 loss_bbox=self.loss_bbox,
                 code_weights=torch.tensor(self.code_weights, device=task["cls_logits"].device),
+                first_class=first,
+                totals=current_totals(),
             )
             for first, num, task in self._tasks(outputs)
         )
@@ -62,7 +70,6 @@ class CmtCriterion:
     def _denoising(self, outputs: Outputs, queries: DenoisingQueries | None) -> Tensor:
         """(classification, box) of each layer, weighted. [N, 2]."""
         logits = outputs[0][0]["cls_logits"]
-        num_real = losses.mean_count(queries.num_real if queries else 0, logits.device)
         if queries is None:
             return logits.new_zeros(len(logits), 2)
         return self.dn_weight * _sum_tasks(
@@ -75,7 +82,7 @@ class CmtCriterion:
                 loss_cls=self.loss_cls,
                 loss_bbox=self.loss_bbox,
                 code_weights=torch.tensor(self.code_weights, device=logits.device),
-                num_real=num_real,
+                totals=current_totals(),
             )
             for first, _, task in self._tasks(outputs)
         )

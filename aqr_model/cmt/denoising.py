@@ -13,21 +13,34 @@ from mmcv.parallel import DataContainer
 from torch import Tensor
 
 from aqr_model.cmt.position import PointRange
+from aqr_model.cmt.step_totals import current_totals
 
 
 @dataclass(frozen=True, kw_only=True)
 class GroundTruth:
-    """Boxes of one sample: gravity centres [G, 9], labels over all tasks [G]."""
+    """Boxes of one sample: gravity centres [G, 9], labels over all tasks [G].
+
+    Attributes:
+        noise_seed: Seeds the sample's denoising noise, so that it does not depend on the other
+            samples of its batch; None draws from torch's global generator.
+    """
 
     boxes: Tensor
     labels: Tensor
+    noise_seed: int | None = None
 
     @classmethod
-    def from_instances(cls, boxes: Any, labels: Tensor, device: torch.device) -> "GroundTruth":
+    def from_instances(
+        cls, boxes: Any, labels: Tensor, device: torch.device, noise_seed: int | None = None
+    ) -> "GroundTruth":
         """Take mmdet3d boxes (or a DataContainer of them) and their labels."""
         boxes, labels = _unpack(boxes), _unpack(labels)
         tensor = torch.cat([boxes.gravity_center, boxes.tensor[:, 3:]], dim=1)
-        return cls(boxes=tensor.float().to(device), labels=labels.long().to(device))
+        return cls(
+            boxes=tensor.float().to(device),
+            labels=labels.long().to(device),
+            noise_seed=noise_seed,
+        )
 
     def of_classes(self, first: int, num_classes: int) -> "GroundTruth":
         """Keep the boxes of a task's classes and count labels from its first class."""
@@ -43,7 +56,9 @@ class GroundTruth:
                 f"`img_metas` must hold {' and '.join(missing)} in training, for the denoising"
                 " queries. Add them to `meta_keys` of the pipeline's last Collect3D."
             )
-        return cls.from_instances(meta["gt_bboxes_3d"], meta["gt_labels_3d"], device)
+        return cls.from_instances(
+            meta["gt_bboxes_3d"], meta["gt_labels_3d"], device, meta.get("noise_seed")
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,8 +107,26 @@ class DenoisingQueries:
 
 
 def draw_noise(like: Tensor) -> Tensor:
-    """Uniform noise in [-1, 1): the one random draw of this module."""
+    """Uniform noise in [-1, 1) from torch's global generator."""
     return torch.rand_like(like) * 2 - 1
+
+
+def draw_seeded_noise(truths: Sequence[GroundTruth], groups: int) -> Tensor:
+    """Uniform noise in [-1, 1), of each sample by its own seed.
+
+    Args:
+        truths: One for each sample, G boxes in all.
+        groups: Draws for each box.
+
+    Returns:
+        In the order of `make_queries`: group by group, in it sample by sample. [groups * G, 3]
+    """
+    drawn = []
+    for truth in truths:
+        # On the CPU, whose draws are the same wherever the model stands.
+        generator = torch.Generator().manual_seed(truth.noise_seed or 0)
+        drawn.append(torch.rand(groups, len(truth.labels), 3, generator=generator))
+    return torch.cat(drawn, dim=1).flatten(0, 1) * 2 - 1
 
 
 def make_queries(
@@ -105,6 +138,9 @@ def make_queries(
 ) -> DenoisingQueries | None:
     """Make the denoising queries of a batch.
 
+    The number of groups and of slots in a group follows from the sample with most boxes; inside
+    `counted_over`, from that of the whole step, so that the parts of a step agree on them.
+
     Args:
         truths: One for each sample.
         num_query: Number of matching queries, which bounds that of denoising queries.
@@ -115,8 +151,11 @@ def make_queries(
         None if the batch has no ground truth, or a sample has more boxes than queries.
     """
     counts = [len(truth.labels) for truth in truths]
-    largest = max(counts)
-    groups = min(spec.max_groups, num_query // largest) if largest else 0
+    if not sum(counts):
+        return None
+    totals = current_totals()
+    largest = max(counts) if totals is None else totals.largest
+    groups = min(spec.max_groups, num_query // largest)
     if not groups:
         return None
     boxes = torch.cat([truth.boxes for truth in truths]).repeat(groups, 1)
@@ -126,7 +165,10 @@ def make_queries(
     within = torch.cat([torch.arange(count) for count in counts])
     slot = (within + largest * torch.arange(groups)[:, None]).flatten()
     sample, slot = sample.to(device), slot.to(device)
-    noise = draw_noise(boxes[:, :3])
+    if any(truth.noise_seed is None for truth in truths):
+        noise = draw_noise(boxes[:, :3])
+    else:
+        noise = draw_seeded_noise(truths, groups).to(boxes)
     shift = noise * (boxes[:, 3:6] / 2 + spec.noise_trans) * spec.noise_scale
     centres = point_range.normalise(boxes[:, :3] + shift).clamp(0, 1)
     reference_points = boxes.new_zeros(len(truths), groups * largest, 3)

@@ -10,6 +10,7 @@ from mmdet3d.models.detectors import MVXTwoStageDetector
 from torch import Tensor
 
 from aqr_model.cmt.grid_mask import GridMask
+from aqr_model.cmt.step_totals import StepTotals, counted_over
 from aqr_model.cmt.voxelize import SpconvVoxelizer
 
 
@@ -22,7 +23,13 @@ class CmtDetector(MVXTwoStageDetector):
         pts_voxel_layer: Arguments of :class:`SpconvVoxelizer`.
         kwargs: Parts of ``MVXTwoStageDetector``: backbones, necks, ``pts_bbox_head``,
             ``train_cfg``, ``test_cfg``.
+
+    Attributes:
+        image_dtype: What the image branch computes in where autocast allows, None for float32.
+            Its features leave it in float32; the LiDAR branch and the head know float32 alone.
     """
+
+    image_dtype: torch.dtype | None = None
 
     def __init__(
         self, use_grid_mask: bool = False, pts_voxel_layer: dict | None = None, **kwargs
@@ -42,17 +49,19 @@ class CmtDetector(MVXTwoStageDetector):
             img_metas: Unused; part of mmdet3d's call.
 
         Returns:
-            One map a level, ``[None]`` without a camera branch. Each [B * V, C, H_i, W_i]
+            One map a level, ``[None]`` without a camera branch; float32. Each [B * V, C, H_i, W_i]
         """
         if img is None or not self.with_img_backbone:
             return [None]
         images = img.flatten(0, 1) if img.dim() == 5 else img
         if self.grid_mask is not None:
             images = self.grid_mask(images)
-        features = self.img_backbone(images)
-        if self.with_img_neck:
-            features = self.img_neck(features)
-        return list(features)
+        lower = self.image_dtype is not None
+        with torch.autocast(images.device.type, dtype=self.image_dtype, enabled=lower):
+            features = self.img_backbone(images)
+            if self.with_img_neck:
+                features = self.img_neck(features)
+        return [level.float() for level in features]
 
     def extract_pts_feat(
         self, pts: Sequence[Tensor] | None, img_feats=None, img_metas=None
@@ -69,11 +78,13 @@ class CmtDetector(MVXTwoStageDetector):
         """
         if pts is None or not self.with_pts_backbone:
             return [None]
-        voxels, counts, coordinates = self.voxelize(pts)
-        features = self.pts_voxel_encoder(voxels, counts, coordinates)
-        x = self.pts_middle_encoder(features, coordinates, len(pts))
-        x = self.pts_backbone(x)
-        return list(self.pts_neck(x)) if self.with_pts_neck else list(x)
+        # Sums over points and sparse kernels lose too much in half precision.
+        with torch.autocast(pts[0].device.type, enabled=False):
+            voxels, counts, coordinates = self.voxelize(pts)
+            features = self.pts_voxel_encoder(voxels, counts, coordinates)
+            x = self.pts_middle_encoder(features, coordinates, len(pts))
+            x = self.pts_backbone(x)
+            return list(self.pts_neck(x)) if self.with_pts_neck else list(x)
 
     @torch.no_grad()
     def voxelize(self, points: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
@@ -107,11 +118,13 @@ class CmtDetector(MVXTwoStageDetector):
         gt_bboxes_3d: Sequence | None = None,
         gt_labels_3d: Sequence[Tensor] | None = None,
         img: Tensor | None = None,
+        step_totals: StepTotals | None = None,
     ) -> dict[str, Tensor]:
-        """Losses of one batch, one scalar a term."""
+        """Losses of one batch, one scalar a term; see `counted_over` for ``step_totals``."""
         img_feats, pts_feats = self.extract_feat(points, img, img_metas)
-        outs = self.pts_bbox_head(pts_feats, img_feats, img_metas)
-        return self.pts_bbox_head.loss(gt_bboxes_3d, gt_labels_3d, outs)
+        with counted_over(step_totals):
+            outs = self.pts_bbox_head(pts_feats, img_feats, img_metas)
+            return self.pts_bbox_head.loss(gt_bboxes_3d, gt_labels_3d, outs)
 
     def simple_test(self, points, img_metas, img=None, rescale=False) -> list[dict]:
         """Boxes of each sample under ``pts_bbox``: ``boxes_3d``, ``scores_3d``, ``labels_3d``."""

@@ -4,12 +4,12 @@ import math
 from collections.abc import Callable, Sequence
 
 import torch
-from mmdet.core import reduce_mean
 from torch import Tensor
 
 from aqr_model.cmt.assigner import HungarianAssigner3D
 from aqr_model.cmt.box_codec import encode_boxes
 from aqr_model.cmt.denoising import DenoisingQueries, GroundTruth
+from aqr_model.cmt.step_totals import StepTotals
 
 Loss = Callable[..., Tensor]
 _NEGATIVE_SHARE = 0.1  # what a negative query counts in the classification's average
@@ -25,6 +25,8 @@ def matching_losses(
     loss_cls: Loss,
     loss_bbox: Loss,
     code_weights: Tensor,
+    first_class: int = 0,
+    totals: StepTotals | None = None,
 ) -> list[tuple[Tensor, Tensor]]:
     """Losses of one task's matching queries; each layer is matched by itself.
 
@@ -38,6 +40,9 @@ def matching_losses(
         loss_cls: Focal loss; class K is background.
         loss_bbox: L1 loss.
         code_weights: [10]
+        first_class: The task's first class among those of all tasks.
+        totals: Counts of the whole step, if this batch is a part of it. They take every box as
+            matched, which holds while no sample has more boxes than queries.
 
     Returns:
         (classification, box) of each layer.
@@ -57,13 +62,18 @@ def matching_losses(
         targets.append(encode_boxes(truth.boxes)[matched])
     predicted, targets = torch.cat(predicted, dim=1), torch.cat(targets, dim=1)  # [N, M, 10]
     targets, weights = _drop_infinite(targets, code_weights)
-    num_positive = predicted.shape[1]
-    num_negative = batch * num_queries - num_positive
-    average = max(num_positive + _NEGATIVE_SHARE * num_negative, 1)
+    if totals is None:
+        totals = StepTotals.of_batch(num_samples=batch)
+        num_positive = predicted.shape[1]
+    else:
+        num_positive = totals.boxes_of(first_class, num_classes)
+    num_negative = totals.num_samples * num_queries - num_positive
+    average = totals.share(num_positive + _NEGATIVE_SHARE * num_negative)
+    box_average = totals.share(num_positive)
     return [
         (
             loss_cls(logits[n].flatten(0, 1), labels[n].flatten(), avg_factor=average),
-            loss_bbox(predicted[n], targets[n], weights[n], avg_factor=max(num_positive, 1)),
+            loss_bbox(predicted[n], targets[n], weights[n], avg_factor=box_average),
         )
         for n in range(num_layers)
     ]
@@ -79,7 +89,7 @@ def denoising_losses(
     loss_cls: Loss,
     loss_bbox: Loss,
     code_weights: Tensor,
-    num_real: Tensor,
+    totals: StepTotals | None = None,
 ) -> list[tuple[Tensor, Tensor]]:
     """Losses of one task's denoising queries.
 
@@ -95,7 +105,7 @@ def denoising_losses(
         loss_cls: Focal loss; class K is background.
         loss_bbox: L1 loss.
         code_weights: [10]
-        num_real: Real queries, averaged over processes. Scalar
+        totals: Counts of the whole step, if this batch is a part of it.
 
     Returns:
         (classification, box) of each layer.
@@ -108,19 +118,20 @@ def denoising_losses(
     labels = torch.where(in_task & ~queries.is_background, local, num_classes)
     targets, weights = _drop_infinite(encode_boxes(queries.boxes), code_weights)
     weights = weights * in_task[:, None]
-    average = max(queries.num_real * _SPHERE * split**3, 1)
+    if totals is None:
+        totals = StepTotals.of_batch(num_samples=len(logits))
+        num_real = queries.num_real
+    else:
+        num_real = queries.num_groups * totals.num_boxes
+    average = totals.share(num_real * _SPHERE * split**3)
+    box_average = totals.share(num_real)
     return [
         (
             loss_cls(layer_logits, labels, avg_factor=average),
-            loss_bbox(layer_slots, targets, weights, avg_factor=num_real),
+            loss_bbox(layer_slots, targets, weights, avg_factor=box_average),
         )
         for layer_logits, layer_slots in zip(logits, slots, strict=True)
     ]
-
-
-def mean_count(count: int, device: torch.device) -> Tensor:
-    """A count averaged over all processes, at least 1. Every process must call it."""
-    return reduce_mean(torch.tensor(float(count), device=device)).clamp(min=1)
 
 
 def _drop_infinite(targets: Tensor, code_weights: Tensor) -> tuple[Tensor, Tensor]:

@@ -43,3 +43,23 @@ def nano_cfg(synthetic_root):
         return cfg
 
     return make
+
+
+@pytest.fixture(scope="session")
+def jittered_base(tmp_path_factory) -> Path:
+    """The pretrained nano detector, each weight moved by up to a thousandth.
+
+    The published weights are rounded to half precision, and stand on edges (a value of exactly
+    zero, two that are equal) from which a rounding of 1e-7 leads to another gradient. A comparison
+    up to rounding must not start there.
+    """
+    import torch
+
+    content = torch.load("aqr_model/checkpoints/cmt_nano.pth", weights_only=True)
+    draw = torch.Generator().manual_seed(0)
+    for value in content["state_dict"].values():
+        if value.is_floating_point():
+            value.mul_(1 + 1e-3 * (2 * torch.rand(value.shape, generator=draw) - 1))
+    path = tmp_path_factory.mktemp("base") / "cmt_nano_jittered.pth"
+    torch.save(content, path)
+    return path

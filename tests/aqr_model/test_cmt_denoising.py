@@ -1,3 +1,5 @@
+import dataclasses
+
 import cmt_cases  # noqa: F401  (registers the parts)
 import pytest
 import torch
@@ -5,6 +7,7 @@ import torch
 from aqr_model.cmt import denoising
 from aqr_model.cmt.denoising import DenoisingSpec, GroundTruth, attention_mask, make_queries
 from aqr_model.cmt.position import PointRange
+from aqr_model.cmt.step_totals import StepTotals, counted_over
 
 RANGE = PointRange.from_list([-10.0, -10.0, -5.0, 10.0, 10.0, 5.0])
 SPEC = DenoisingSpec(max_groups=3, noise_scale=1.0, noise_trans=0.0, split=0.75)
@@ -106,3 +109,21 @@ def test_classes_of_a_task():
 def test_bad_numbers():
     with pytest.raises(ValueError, match=r"must be >= 0, but got \(-1, 1.0, 0.75\)"):
         DenoisingSpec(max_groups=-1, noise_scale=1.0, noise_trans=0.0, split=0.75)
+
+
+def test_seeded_noise_of_a_sample_does_not_depend_on_its_batch():
+    seeded = [dataclasses.replace(truth, noise_seed=i) for i, truth in enumerate(truths(2, 3))]
+
+    def queries(*chosen):
+        return make_queries(chosen, num_query=20, spec=SPEC, point_range=RANGE)
+
+    both = queries(*seeded)
+    totals = StepTotals.count([[truth.labels for truth in seeded]])
+    for i, truth in enumerate(seeded):
+        torch.rand(7)  # what else is drawn does not matter
+        with counted_over(totals):
+            alone = queries(truth)
+        assert torch.equal(alone.reference_points[0], both.reference_points[i])
+        assert torch.equal(alone.is_background, both.is_background[both.sample == i])
+        assert alone.num_groups == both.num_groups
+    assert queries(seeded[0]).num_slots < both.num_slots, "by itself it has fewer slots"

@@ -67,3 +67,42 @@ def test_draws_differ_between_steps_and_places():
 def test_mix_is_a_seed(numbers):
     assert 0 <= loading.mix(*numbers) < 2**32
     assert loading.mix(*numbers) != loading.mix(*numbers, 0)
+
+
+@given(st.integers(1, 3), st.integers(1, 3), st.integers(1, 3), st.integers(0, 3))
+def test_a_step_holds_the_same_samples_however_it_is_split(batch, parts, ranks, step):
+    whole = batch * parts * ranks
+    splits = [
+        loading.Split(batch_size=batch, parts=parts, rank=rank, num_ranks=ranks)
+        for rank in range(ranks)
+    ]
+    places = [
+        place
+        for part in range(parts)
+        for split in splits
+        for place in range(split.first_place(part), split.first_place(part) + batch)
+    ]
+    assert places == list(range(whole))
+    assert {split.samples_per_step for split in splits} == {whole}
+
+
+def test_a_split_step_draws_what_a_whole_one_draws():
+    common = {"num_workers": 0, "seed": 7, "start": 1, "stop": 3}
+    whole = list(loading.training_batches(Draws(), batch_size=4, **common))
+    split = [
+        list(
+            loading.training_batches(
+                Draws(), batch_size=1, parts=2, rank=rank, num_ranks=2, **common
+            )
+        )
+        for rank in range(2)
+    ]
+    for step, expected in enumerate(whole):
+        got = [split[rank][2 * step + part] for part in range(2) for rank in range(2)]
+        assert torch.equal(torch.cat(got), expected)
+
+
+@pytest.mark.parametrize("wrong", [{"batch_size": 0}, {"batch_size": 1, "parts": 1.5}])
+def test_a_split_needs_whole_numbers(wrong):
+    with pytest.raises(ValueError, match="whole numbers above 0"):
+        loading.Split(**wrong)

@@ -5,7 +5,8 @@ import pytest
 import torch
 from torch import nn
 
-from aqr_model.checkpoint import read_state
+from aqr_model.checkpoint import CheckpointError, read_state
+from aqr_model.cmt.head import CmtHead
 from aqr_model.train import build_detector, make_plan, train
 
 
@@ -113,7 +114,7 @@ def test_fresh_aqr_leaves_the_detector_exactly_as_it_was(nano_cfg, tmp_path):
     plain = build_detector(plain_cfg)
     save_weights(plain, tmp_path / "plain.pth")
     routed = build_detector(nano_cfg(load_from=str(tmp_path / "plain.pth")))
-    assert isinstance(routed.pts_bbox_head.aqr_weight_generator, nn.Module)
+    assert isinstance(routed.get_submodule("pts_bbox_head.aqr_weight_generator"), nn.Module)
     dataset = build_dataset(plain_cfg.data.train)
     batch = next(
         iter(training_batches(dataset, batch_size=2, num_workers=0, seed=0, start=0, stop=1))
@@ -146,3 +147,98 @@ def test_plans_round_to_steps(nano_cfg):
     plan = make_plan(nano_cfg(total_epochs=2), num_samples=181)
     assert (plan.steps_per_epoch, plan.total_steps) == (90, 180)
     assert [rung.step for rung in plan.rungs] == [60, 120, 180]
+
+
+def test_a_config_without_rungs_is_read_as_mmcv_reads_it(nano_cfg):
+    cfg = nano_cfg(total_epochs=2.5)
+    cfg.evaluation = {"interval": 1, "pipeline": []}
+    cfg.checkpoint_config = {"interval": 1}
+    plan = make_plan(cfg, num_samples=80)
+    assert [(rung.step, rung.fraction) for rung in plan.rungs] == [(40, 0.4), (80, 0.8), (100, 1.0)]
+    assert plan.checkpoint_interval == plan.steps_per_epoch == 40
+    cfg.total_epochs = 1
+    assert [rung.step for rung in make_plan(cfg, num_samples=80).rungs] == [40]
+
+
+def test_accumulated_batches_are_one_large_batch(nano_cfg, jittered_base, tmp_path):
+    parts = ("img_backbone", "img_neck", "pts_voxel_encoder", "pts_backbone", "pts_neck")
+    settings = {
+        "load_from": str(jittered_base),
+        "norm_eval": [*parts, "pts_bbox_head"],
+        "optimizer": {"type": "SGD", "lr": 1e-4, "momentum": 0.9, "_delete_": True},
+        "lr_config": None,
+        "evaluation": {"rungs": [1.0], "val_shares": [1.0]},
+        "total_epochs": 2,
+        "log_config.interval": 1,
+    }
+    ways = {
+        "whole": {"data.samples_per_gpu": 4},
+        "parts": {"data.samples_per_gpu": 1, "optimizer_config.cumulative_iters": 4},
+    }
+    reports = {}
+    for name, way in ways.items():
+        reports[name] = Recorder()
+        train(nano_cfg(**settings, **way), workdir=tmp_path / name, report=reports[name])
+    whole, split = (
+        [values for _, values in reports[name].logs if "train/loss" in values] for name in ways
+    )
+    assert len(whole) == len(split) == 4
+    for step, (one, two) in enumerate(zip(whole, split, strict=True)):
+        for name in one:
+            if "loss" in name:
+                rel = 1e-3 if step else 1e-5
+                assert two[name] == pytest.approx(one[name], rel=rel), (step, name)
+    assert split[0]["train/grad_norm"] == pytest.approx(whole[0]["train/grad_norm"], rel=1e-4)
+    one, two = (
+        torch.load(tmp_path / name / "final.pth", weights_only=True)["state_dict"] for name in ways
+    )
+    for name in one:
+        torch.testing.assert_close(two[name], one[name], rtol=1e-3, atol=1e-4, msg=name)
+
+
+def test_another_number_of_samples_in_a_step_cannot_go_on(whole_run, nano_cfg):
+    _, folder = whole_run
+    with pytest.raises(CheckpointError, match="counts steps of 2 samples, but this training has 4"):
+        train(
+            nano_cfg(**{"data.samples_per_gpu": 4}),
+            workdir=folder / "other",
+            report=Recorder(),
+            resume_from=folder / "latest.pth",
+        )
+
+
+def test_rates_are_logged_by_the_names_of_the_keys(whole_run):
+    report, _ = whole_run
+    values = dict(report.logs)[2]
+    keys = {"transformer", "task_heads", "img_backbone", "pts_backbone", "aqr_weight_generator"}
+    rates = {name for name in values if name.startswith("train/lr/")}
+    assert {f"train/lr/{key}" for key in keys} <= rates
+    assert "train/lr/pts_bbox_head" in rates, "what has no key stands under its part"
+
+
+def test_rates_and_aqr_follow_their_schedules(nano_cfg, tmp_path, monkeypatch):
+    epochs = []
+    plain = CmtHead.set_epoch
+    monkeypatch.setattr(
+        CmtHead, "set_epoch", lambda head, *at: (epochs.append(at), plain(head, *at))[1]
+    )
+    staged = {"type": "staged", "stages": [(0, 1.0), (0.5, 0.25)]}
+    key = "optimizer.paramwise_cfg.custom_keys.aqr_weight_generator.lr_mult_schedule"
+    cfg = nano_cfg(
+        **{
+            key: staged,
+            "lr_config": None,
+            "total_epochs": 1,
+            "log_config.interval": 1,
+            "evaluation": {"rungs": [1.0], "val_shares": [1.0]},
+        }
+    )
+    report = Recorder()
+    train(cfg, workdir=tmp_path, report=report)
+    rates = [
+        values["train/lr/aqr_weight_generator"]
+        for _, values in report.logs
+        if "train/loss" in values
+    ]
+    assert rates == pytest.approx([1e-4, 1e-4, 0.25e-4, 0.25e-4])
+    assert epochs == [(0.0, 1.0), (0.25, 1.0), (0.5, 1.0), (0.75, 1.0), (1.0, 1.0)]

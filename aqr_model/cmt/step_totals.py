@@ -1,0 +1,103 @@
+"""What one optimizer step holds in all of its batches, so that its parts add up to the whole.
+
+A step may come in parts: one batch a process, and several batches one after another. The losses of
+a part divide by counts. If those are the part's own, the mean over the parts is not the loss of the
+whole; if they are the whole's, divided by the number of parts, it is.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepTotals:
+    """Counts of a step, over all of its batches.
+
+    Attributes:
+        num_batches: Parts of the step: batches of a process times processes.
+        num_samples: Samples of all batches.
+        boxes_of_class: Boxes by label; the first entry counts those of no class (-1).
+        largest: Most boxes of one sample.
+    """
+
+    num_batches: int
+    num_samples: int
+    boxes_of_class: tuple[int, ...]
+    largest: int
+
+    @classmethod
+    def of_batch(cls, *, num_samples: int) -> "StepTotals":
+        """A step of one batch, whose boxes the caller has counted."""
+        return cls(num_batches=1, num_samples=num_samples, boxes_of_class=(), largest=0)
+
+    @classmethod
+    def count(
+        cls, batches: Sequence[Sequence[Tensor]], *, num_classes: int | None = None
+    ) -> "StepTotals":
+        """Count labels.
+
+        Args:
+            batches: For each batch the labels of its samples. Each [G]
+            num_classes: Of the detector; None for as many as there are.
+        """
+        samples = [labels.cpu() for batch in batches for labels in batch]
+        joined = torch.cat(samples) + 1
+        counts = torch.bincount(joined, minlength=0 if num_classes is None else num_classes + 1)
+        return cls(
+            num_batches=len(batches),
+            num_samples=len(samples),
+            boxes_of_class=tuple(counts.tolist()),
+            largest=max(len(labels) for labels in samples),
+        )
+
+    @classmethod
+    def merge(cls, parts: Sequence["StepTotals"]) -> "StepTotals":
+        """Join the counts of several processes."""
+        return cls(
+            num_batches=sum(part.num_batches for part in parts),
+            num_samples=sum(part.num_samples for part in parts),
+            boxes_of_class=tuple(
+                map(sum, zip(*(part.boxes_of_class for part in parts), strict=True))
+            ),
+            largest=max(part.largest for part in parts),
+        )
+
+    @property
+    def num_boxes(self) -> int:
+        """Boxes of all classes and of none."""
+        return sum(self.boxes_of_class)
+
+    def boxes_of(self, first: int, num_classes: int) -> int:
+        """Boxes of ``num_classes`` classes from ``first``."""
+        return sum(self.boxes_of_class[first + 1 : first + 1 + num_classes])
+
+    def share(self, count: float) -> float:
+        """What one batch divides by: a count of the whole step, at least 1, spread over batches."""
+        return max(count, 1) / self.num_batches
+
+
+_CURRENT: ContextVar[StepTotals | None] = ContextVar("step_totals", default=None)
+
+
+@contextmanager
+def counted_over(totals: StepTotals | None) -> Iterator[None]:
+    """Let the losses inside divide by the counts of a whole step; None leaves each batch its own.
+
+    A context and not an argument: between the detector and the losses lies mmdet3d's interface of
+    a head, which has no place for it.
+    """
+    token = _CURRENT.set(totals)
+    try:
+        yield
+    finally:
+        _CURRENT.reset(token)
+
+
+def current_totals() -> StepTotals | None:
+    """The counts that are in force."""
+    return _CURRENT.get()
