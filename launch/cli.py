@@ -249,6 +249,27 @@ def export(
         display.output().print(text)
 
 
+@app.command(name="import")
+def import_(
+    logs: Annotated[
+        list[Path],
+        typer.Argument(metavar="LOG...", help="Training logs of mmcv: .log or .log.json."),
+    ],
+    out: Annotated[Path, typer.Option(metavar="FILE", help="The file to write.")] = Path(
+        "known.yaml"
+    ),
+    metric: Annotated[str, typer.Option(metavar="NDS|mAP", help="The score to take.")] = "NDS",
+) -> None:
+    """Read runs by hand from their training logs, as known points for a spec.
+
+    [dim]Example:[/dim]  aqr-sweep import work_dirs/cmt_aqr/20251012.log --out known.yaml
+    """
+    with _explained():
+        from launch.importing import import_logs
+
+        import_logs(display.output(), logs, out=out, metric=metric)
+
+
 @app.command()
 def ui(
     sweep: Annotated[

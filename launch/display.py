@@ -109,8 +109,11 @@ def trials_table(
         cells = [Text(f"{name_of(trial)}{' *' if is_best else ''}")]
         cells += [Text(number(trial.params.get(axis), digits=3)) for axis in axes]
         cells += _rung_cells(trial, metric_key, fidelities)
-        delta = "" if trial.value is None or control is None else f"{trial.value - control:+.4f}"
-        cells.append(Text("" if trial.role == "control" else delta))
+        # The repeats have other seeds than the control at hand: only the finals compare them.
+        if trial.role != "search" or trial.value is None or control is None:
+            cells.append(Text(""))
+        else:
+            cells.append(Text(f"{trial.value - control:+.4f}"))
         cells.append(_state(state, trial.reason))
         made.add_row(*cells, style="bold" if is_best else "")
     return made
@@ -151,14 +154,6 @@ def comparison(row: "Row") -> Text:
     if row.tied_with_best and row.rank != 1:
         against.append(", ties with best" if against.plain else "ties with best", style="dim")
     return against
-
-
-def noise_line(board: "Leaderboard") -> str:
-    """What the marks of a leaderboard mean."""
-    return (
-        f"Differences up to {board.threshold:.4f} are within the declared noise of"
-        f" {board.noise:g} and count as ties."
-    )
 
 
 def name_of(trial: "TrialRecord") -> str:

@@ -1,9 +1,6 @@
 """What a spec will run, before it runs."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
-from statistics import fmean
 from typing import TYPE_CHECKING
 
 from rich.console import Group, RenderableType
@@ -11,12 +8,20 @@ from rich.table import Table
 from rich.text import Text
 
 from launch.display import duration, number, shortest, table
+from launch.forecasting import (
+    Expectation,
+    Speed,
+    count_samples,
+    expect,
+    measured_speed,
+    steps_per_epoch,
+)
 from launch.progress import where_tracked
 
 if TYPE_CHECKING:
     from aqr_model.knobs import Knob
     from launch.opening import Opened
-    from sweeps.record import SweepRecord
+    from sweeps.forecast import Forecast
     from sweeps.space import Parameter
     from sweeps.spec import SweepSpec
 
@@ -27,37 +32,6 @@ _RULES = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
-class Speed:
-    """A measured time of one full training.
-
-    Attributes:
-        seconds: Mean over the trials.
-        num_trials: Finished trials behind it.
-        source: The sweep that measured it.
-    """
-
-    seconds: float
-    num_trials: int
-    source: Path
-
-
-def measured_speed(spec: "SweepSpec") -> Speed | None:
-    """The time of a full training, from this sweep or a sibling with the same train section."""
-    from launch.opening import COPY_NAME, read_spec
-
-    siblings = sorted(spec.directory.parent.glob(f"*/{COPY_NAME}"))
-    for directory in (spec.directory, *(path.parent for path in siblings)):
-        if not (directory / COPY_NAME).is_file():
-            continue
-        other = read_spec(directory)
-        if (other.train, other.resources) == (spec.train, spec.resources):
-            times = list(_finished_seconds(other))
-            if times:
-                return Speed(seconds=fmean(times), num_trials=len(times), source=directory)
-    return None
-
-
 def render_plan(opened: "Opened", speed: Speed | None, num_samples: int | None) -> RenderableType:
     """Everything about a sweep that is decided before its first trial.
 
@@ -66,99 +40,130 @@ def render_plan(opened: "Opened", speed: Speed | None, num_samples: int | None) 
         speed: A measured time, if there is one.
         num_samples: Training samples, if the info file could be read.
     """
-    spec = opened.spec
-    return Group(
+    spec, expectation = opened.spec, expect(opened, speed, num_samples)
+    parts: list[RenderableType] = [
         Text(f"Sweep {spec.name}", style="bold"),
-        _facts(opened, speed, num_samples),
+        _facts(opened, expectation, num_samples),
         _space_table(spec),
         *[Text(f"  subject to {text}", style="dim") for text in spec.constraints],
-        _rungs_table(opened, num_samples),
-    )
+        _rungs_table(opened, num_samples, expectation.forecast),
+    ]
+    if expectation.excess is not None:
+        text = f"This exceeds its budget and will not start: {expectation.excess}."
+        parts.append(Text(text, style="red"))
+    return Group(*parts)
 
 
-def steps_per_epoch(opened: "Opened", num_samples: int | None) -> int | None:
-    """Optimizer steps of an epoch, as the trainer counts them."""
-    from launch.training import resolve
-
-    data = resolve(opened.training.base, opened.training.overrides).get("data")
-    if num_samples is None or data is None:
-        return None
-    return num_samples // data["samples_per_gpu"]
-
-
-def count_samples(opened: "Opened") -> int | None:
-    """Training samples by the info file; None if the dataset repeats or filters them."""
-    import pickle
-
-    from launch.training import resolve
-
-    train = resolve(opened.training.base, opened.training.overrides).data.train
-    if "dataset" in train or "ann_file" not in train:
-        return None
-    with Path(train.ann_file).open("rb") as file:
-        infos = pickle.load(file)["infos"]
-    return len(infos) // int(train.get("load_interval", 1))
-
-
-def _finished_seconds(spec: "SweepSpec") -> Iterator[float]:
-    from sweeps.record import read_sweep
-
-    try:
-        record: SweepRecord = read_sweep(spec.storage_url, spec.name)
-    except (FileNotFoundError, KeyError):
-        return
-    yield from (trial.seconds for trial in record.started if trial.outcome == "finished")
-
-
-def _facts(opened: "Opened", speed: Speed | None, num_samples: int | None) -> Table:
+def _facts(opened: "Opened", expectation: Expectation, num_samples: int | None) -> Table:
     spec = opened.spec
     facts = Table.grid(padding=(0, 2))
     facts.add_column(style="dim", no_wrap=True)
     facts.add_column()
-    for name, text in _fact_lines(opened, speed, num_samples):
+    lines = [*_training_lines(opened, num_samples), *_sweep_lines(spec, expectation)]
+    for name, text in lines:
         facts.add_row(f"  {name}", text)
     if spec.known:
         facts.add_row("  known", f"{len(spec.known)} points told to the search beforehand")
     return facts
 
 
-def _fact_lines(
-    opened: "Opened", speed: Speed | None, num_samples: int | None
-) -> Iterator[tuple[str, str]]:
-    spec, goal, resources = opened.spec, opened.spec.objective, opened.spec.resources
+def _training_lines(opened: "Opened", num_samples: int | None) -> Iterator[tuple[str, str]]:
+    spec = opened.spec
     steps = steps_per_epoch(opened, num_samples)
     size = "" if steps is None else f", {round(steps * spec.train.epochs)} iterations"
-    control = "the control (AQR off) + " if spec.control else ""
-    chosen = f"chosen by {spec.search.sampler}, seed {spec.seed}"
-    gpus = f" + {resources.gpus} GPU" if resources.gpus else ""
-    trainings = spec.budget.trials + int(spec.control)
     yield "train", spec.train.config
     yield "from", str(spec.train.load_from or opened.training.base.get("load_from") or "scratch")
     yield "epochs", f"{spec.train.epochs:g} a trial{size}"
-    yield "objective", f"{goal.metric}, {goal.mode}; noise {goal.noise:g}"
-    yield "trials", f"{control}{spec.budget.trials}, {chosen}"
+
+
+def _sweep_lines(spec: "SweepSpec", expectation: Expectation) -> Iterator[tuple[str, str]]:
+    goal, resources = spec.objective, spec.resources
+    gpus = f" + {resources.gpus} GPU" if resources.gpus else ""
+    slots = expectation.slots or "as many as fit"
+    yield "objective", f"{goal.metric}, {goal.mode}; {_noise(spec)}"
+    yield "trials", f"{_control(spec)}{_trials(spec)}, chosen by {_sampler(spec)}"
+    if spec.finalists is not None:
+        top, seeds = spec.finalists.top, spec.finalists.seeds
+        yield "finals", f"the best {top} and the control again, with {seeds} new seeds each"
     yield "stopping", f"{spec.stopping.rule}: {_RULES[spec.stopping.rule]}"
-    yield "at once", f"{resources.concurrent or 'as many as fit'}, {resources.cpus} CPU{gpus} each"
-    yield "cost", f"at most {trainings} full trainings{_hours(spec)}"
-    yield "time", _forecast(spec, speed, trainings)
+    if expectation.forecast is not None and spec.stopping.rule != "none":
+        yield "risk", _risk(expectation.forecast)
+    yield "at once", f"{slots}, {resources.cpus} CPU{gpus} each"
+    yield "cost", _cost(spec, expectation)
+    yield "time", _time(expectation)
+    if spec.budget.gpu_hours or spec.budget.hours:
+        yield "budget", _budget(spec)
     yield "results", str(shortest(spec.directory))
     yield "MLflow", where_tracked(spec)
 
 
-def _hours(spec: "SweepSpec") -> str:
-    return f"; no new trial after {spec.budget.hours:g} h" if spec.budget.hours else ""
+def _noise(spec: "SweepSpec") -> str:
+    if spec.objective.noise is not None:
+        return f"noise {spec.objective.noise:g}"
+    return f"noise measured by {spec.control_seeds} seeds of the control"
 
 
-def _forecast(spec: "SweepSpec", speed: Speed | None, trainings: int) -> str:
-    if speed is None:
-        return "unknown until the first trial: nothing like it has been measured here"
-    at_once = spec.resources.concurrent or 1
-    note = "" if spec.resources.concurrent else ", one after the other"
+def _control(spec: "SweepSpec") -> str:
+    if not spec.control_seeds:
+        return ""
+    seeds = f", {spec.control_seeds} seeds" if spec.control_seeds > 1 else ""
+    return f"the control (AQR off{seeds}) + "
+
+
+def _trials(spec: "SweepSpec") -> str:
+    if spec.budget.trials is None:
+        return "as many as the budget holds"
+    return str(spec.budget.trials)
+
+
+def _sampler(spec: "SweepSpec") -> str:
+    return f"{spec.search.sampler}, seed {spec.seed}"
+
+
+def _risk(forecast: "Forecast") -> str:
     return (
-        f"at most about {duration(-(-trainings // at_once) * speed.seconds)}{note}"
-        f" ({duration(speed.seconds)} a training: the mean of {speed.num_trials} in"
-        f" {shortest(speed.source)})"
+        f"{forecast.losing_best:.0%} that the best trial is stopped, at a noise of"
+        f" {forecast.noise:g}; {forecast.stopped.mean:.1f} of {forecast.searched.mean:.3g} trials"
+        " end early (simulated)"
     )
+
+
+def _cost(spec: "SweepSpec", expectation: Expectation) -> str:
+    from sweeps.budget import course_of
+    from sweeps.report.wording import expected
+
+    most, forecast = course_of(spec).num_trainings, expectation.forecast
+    parts = [] if most is None else [f"at most {most} full trainings"]
+    if forecast is not None:
+        parts.append(f"about {expected(forecast.trainings)} expected")
+        if forecast.gpu_hours is not None:
+            parts.append(f"{expected(forecast.gpu_hours)} GPU-hours")
+    return ", ".join(parts) or "as the budget says"
+
+
+def _time(expectation: Expectation) -> str:
+    speed, forecast = expectation.speed, expectation.forecast
+    if speed is None or forecast is None or forecast.hours is None:
+        return "unknown until the first trial: nothing like it has been measured here"
+    low, high = (duration(3600 * hours) for hours in (forecast.hours.low, forecast.hours.high))
+    span = "" if low == high else f" ({low} to {high})"
+    note = "" if expectation.slots else ", one after the other"
+    origin = (
+        f"the mean of {speed.num_trials} in {shortest(speed.source)}"
+        if speed.num_trials
+        else "by train.seconds_per_iter"
+    )
+    return (
+        f"about {duration(3600 * forecast.hours.mean)}{span}{note}; {duration(speed.seconds)} a"
+        f" training: {origin}"
+    )
+
+
+def _budget(spec: "SweepSpec") -> str:
+    limits = (("GPU-hours", spec.budget.gpu_hours), ("hours", spec.budget.hours))
+    told = " or ".join(f"{limit:g} {unit}" for unit, limit in limits if limit is not None)
+    kept = ", less what the finals will take" if spec.finalists else ""
+    return f"no new trial after {told}{kept}; what runs goes on to its end"
 
 
 def _space_table(spec: "SweepSpec") -> Table:
@@ -202,18 +207,23 @@ def _tail_of(key: str) -> str:
     return key if len(parts) <= 3 else "..." + ".".join(parts[-2:])
 
 
-def _rungs_table(opened: "Opened", num_samples: int | None) -> Table:
+def _rungs_table(opened: "Opened", num_samples: int | None, forecast: "Forecast | None") -> Table:
     spec = opened.spec
     steps = steps_per_epoch(opened, num_samples)
     total = None if steps is None else round(steps * spec.train.epochs)
     going_on = "goes on" if spec.stopping.rule == "none" else "stops or goes on"
     made = table("rung>", "epochs>", "iterations>", "validation scenes>", "then the trial")
-    for fraction, share in spec.stopping.fidelities:
+    made.add_column("expected to reach it", justify="right")
+    for rung, (fraction, share) in enumerate(spec.stopping.fidelities):
         made.add_row(
             f"{fraction:.0%}",
             f"{fraction * spec.train.epochs:g}",
             "" if total is None else str(max(1, round(fraction * total))),
             f"{share:.0%}",
             "has its result" if fraction == 1 else going_on,
+            "" if forecast is None else f"{forecast.reached[rung].mean:.1f} trials",
         )
     return made
+
+
+__all__ = ["count_samples", "measured_speed", "render_plan"]

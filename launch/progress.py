@@ -27,24 +27,28 @@ FRAME_LINES = 12
 MIN_ROWS = 4
 
 
-def num_trials(spec: "SweepSpec") -> int:
-    """Trainings of a whole sweep, the control included."""
-    return spec.budget.trials + int(spec.control)
+def num_trials(spec: "SweepSpec") -> int | None:
+    """Trainings of a whole sweep, control and finals included; None if only time limits them."""
+    from sweeps.budget import course_of
+
+    return course_of(spec).num_trainings
 
 
 def seconds_left(
-    trials: Sequence[TrialRecord], elapsed: Mapping[str, float], *, total: int
+    trials: Sequence[TrialRecord], elapsed: Mapping[str, float], *, total: int | None
 ) -> float | None:
     """Wall seconds until all trials have ended, as those so far went.
 
     Args:
         trials: All that have begun.
         elapsed: Training seconds so far of those that run, by label.
-        total: Trainings of the whole sweep.
+        total: Trainings of the whole sweep; None if only time limits them.
 
     Returns:
         None while there is nothing to go by.
     """
+    if total is None:
+        return None
     ended = [trial.seconds for trial in trials if trial.outcome is not None and trial.seconds > 0]
     if ended:
         expected = fmean(ended)
@@ -130,12 +134,13 @@ class Picture:
 
     def record(self) -> SweepRecord:
         """The same as a record."""
-        control = next((trial for trial in self.started if trial.role == "control"), None)
+        controls = [trial for trial in self.started if trial.role == "control"]
         objective = self.spec.objective
         return SweepRecord(
             name=self.spec.name,
-            trials=tuple(trial for trial in self.started if trial.role == "search"),
-            control=control,
+            trials=tuple(trial for trial in self.started if trial.role != "control"),
+            control=controls[0] if controls else None,
+            control_repeats=tuple(controls[1:]),
             attrs={"metric": objective.key, "mode": objective.mode, "noise": objective.noise},
         )
 
@@ -151,7 +156,7 @@ def render(
 ) -> RenderableType:
     """The table of trials and what there is to say about the sweep as a whole."""
     spec, board = picture.spec, picture.board()
-    control = board.control.score if board.control else None
+    control = board.control.trial.value if board.control else None  # with the search's seed
     rows = _most_telling(picture.started, max_rows, board)
     shown = trials_table(
         rows,
@@ -186,7 +191,9 @@ def best_line(board: "Leaderboard") -> str:
     best = board.best
     if best is None or best.score is None:
         return f"No trial has its full-budget {board.metric} yet."
-    line = f"Best so far * {name_of(best.trial)}: {board.metric} {best.score:.4f}"
+    plural = "" if best.num_scores == 1 else "s"
+    seeds = f" over {best.num_scores} new seed{plural}" if best.is_finalist else ""
+    line = f"Best so far * {name_of(best.trial)}: {board.metric} {best.score:.4f}{seeds}"
     if best.delta is not None:
         noise = ", within noise" if best.tied_with_control else ""
         line += f" ({best.delta:+.4f} to the control{noise})"
@@ -245,7 +252,7 @@ class Progress(Listener):
         """Show the trial."""
         self.picture.start(trial)
         begins = "starts" if trial.attempts < 2 else "goes on"
-        self._say(f"{name_of(trial)} {begins}: {values(trial.params)}")
+        self._say(f"{name_of(trial)}{_repeated(trial)} {begins}: {values(trial.params)}")
 
     def on_rung(self, trial: TrialRecord, rung: RungResult, verdict: "Verdict") -> None:
         """Show the score."""
@@ -262,9 +269,9 @@ class Progress(Listener):
         self.picture.take(trial)
         reason = f": {trial.reason}" if trial.reason else ""
         self._say(f"{name_of(trial)} {trial.outcome}{reason}")
-        left = self.picture.left
+        left, total = self.picture.left, num_trials(self.picture.spec)
         self._say(
-            f"{self.picture.num_ended} of {num_trials(self.picture.spec)} trials done"
+            f"{self.picture.num_ended}{f' of {total}' if total else ''} trials done"
             + (f", about {duration(left)} left" if left else "")
             + f". {best_line(self.picture.board())}"
         )
@@ -306,20 +313,31 @@ def _most_telling(
 
 def _headline(spec: "SweepSpec") -> Text:
     text = Text(f"Sweep {spec.name}", style="bold")
-    control = "the control + " if spec.control else ""
+    control = "the control + " if spec.control_seeds else ""
+    trials = "trials" if spec.budget.trials is None else f"{spec.budget.trials} trials"
+    finals = f", finals of {spec.finalists.top}" if spec.finalists else ""
     details = (
-        f"  {spec.objective.metric} of {control}{spec.budget.trials} trials,"
-        f" {spec.train.epochs:g} epochs each, stopping {spec.stopping.rule}"
+        f"  {spec.objective.metric} of {control}{trials}, {spec.train.epochs:g} epochs each,"
+        f" stopping {spec.stopping.rule}{finals}"
     )
     return text.append(details, style="not bold dim")
+
+
+def _repeated(trial: TrialRecord) -> str:
+    if trial.role == "finalist":
+        return f" (t{trial.repeats:03d} with seed {trial.seed})"
+    return f" (seed {trial.seed})" if trial.role == "control" and trial.number else ""
 
 
 def _progress_line(picture: Picture) -> Table:
     total, done = num_trials(picture.spec), picture.num_ended
     left = picture.left
+    line = Table.grid(padding=(0, 1))
+    if total is None:
+        line.add_row(Text(f"{done} trials, {duration(picture.elapsed)} elapsed"))
+        return line
     words = f" {done} of {total} trials, {duration(picture.elapsed)} elapsed, "
     words += "time left known after the first scores" if left is None else f"{_about(left)} left"
-    line = Table.grid(padding=(0, 1))
     line.add_row(ProgressBar(total=total, completed=done, width=BAR_WIDTH), Text(words))
     return line
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from launch.display import leaderboard_table, name_of, noise_line, shortest
+from launch.display import leaderboard_table, name_of, shortest, table
 from launch.opening import (
     DEFAULT_STORAGE,
     TargetError,
@@ -21,6 +21,7 @@ from launch.workplace import Workplace
 
 if TYPE_CHECKING:
     from launch.opening import Opened
+    from sweeps.analysis import Leaderboard
     from sweeps.record import SweepRecord, TrialRecord
     from sweeps.spec import SweepSpec
 
@@ -38,9 +39,9 @@ def next_commands(spec: "SweepSpec", record: "SweepRecord") -> list[str]:
 
 
 def print_result(console: Console, record: "SweepRecord", spec: "SweepSpec") -> None:
-    """The leaderboard, where the report is, and how to go on."""
+    """The leaderboard, the finals, what was spent, where the report is, and how to go on."""
     from sweeps.analysis import leaderboard
-    from sweeps.report import REPORT_NAME
+    from sweeps.report import REPORT_NAME, wording
 
     board = leaderboard(record)
     console.print(f"\nLeaderboard of {record.name}", style="bold")
@@ -51,18 +52,52 @@ def print_result(console: Console, record: "SweepRecord", spec: "SweepSpec") -> 
         *([f"{len(board.ended)} diverged or failed"] if board.ended else []),
         *([f"{len(board.running)} unfinished"] if board.running else []),
     ]
-    console.print(f"{', '.join(counts)}. {noise_line(board)}")
+    console.print(f"{', '.join(counts)}. {wording.noise(board)}")
+    _print_finals(console, board)
+    if board.best is not None and (survival := wording.survival(board)):
+        console.print(f"Best is {name_of(board.best.trial)}. {survival}")
     for row in board.ended:
         first = (row.trial.reason.splitlines() or [""])[0]
         console.print(f"  {name_of(row.trial)} {row.trial.outcome}: {first}", markup=False)
+    _print_costs(console, record)
     console.print(f"\nReport   {shortest(spec.directory / REPORT_NAME)}")
     for command in next_commands(spec, record):
         console.print(f"Next     {command}")
 
 
+def _print_finals(console: Console, board: "Leaderboard") -> None:
+    from sweeps.report.wording import standing
+
+    if not board.finalists:
+        return
+    made = table("finals", f"{board.metric} with new seeds", "when chosen>", "")
+    for row in board.finalists:
+        tie = "ties with best" if row.tied_with_best else ""
+        made.add_row(name_of(row.trial), standing(row), f"{row.trial.value:.4f}", tie)
+    if board.control is not None:
+        made.add_row("control", standing(board.control), "", "")
+    console.print(made)
+
+
+def _print_costs(console: Console, record: "SweepRecord") -> None:
+    """Which budget ended the sweep, and the forecast against what came."""
+    from sweeps.report import wording
+
+    if ending := wording.ending(record.attrs):
+        console.print(f"\n{ending}")
+    rows = wording.comparisons(record)
+    if not rows:
+        return
+    made = table("", "forecast>", "came>")
+    for row in rows:
+        made.add_row(row.what, wording.expected(row.expected), f"{row.actual:.3g}")
+    console.print(made)
+
+
 def show_status(console: Console, target: str, workplace: Workplace) -> None:
     """How far a sweep is, from its study alone."""
     from launch.progress import Picture, num_trials, render
+    from sweeps.report import wording
 
     directory = find_sweep(target, workplace)
     spec = read_spec(directory)
@@ -73,10 +108,16 @@ def show_status(console: Console, target: str, workplace: Workplace) -> None:
     for trial in record.started:
         picture.take(trial)
     console.print(render(picture, width=console.width, with_time=False))
-    over = f"{picture.num_ended} of {num_trials(spec)} trials have ended."
+    total = num_trials(spec)
+    of_all = "" if total is None else f" of {total}"
+    over = f"{picture.num_ended}{of_all} trials have ended."
+    if ending := wording.ending(record.attrs):
+        over += f" {ending}"
+    # A budget may end a sweep before all of its trials, and finals may be fewer than planned.
+    is_over = all(t.outcome for t in record.started) and (ending or picture.num_ended == total)
     if driver is not None:
         console.print(f"{over} Driven by {driver}.")
-    elif picture.num_ended < num_trials(spec):
+    elif not is_over:
         again = f"aqr-sweep resume {shortest(directory)}"
         console.print(f"{over} Nobody drives it: go on with  {again}")
     else:

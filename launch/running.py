@@ -5,12 +5,15 @@ import re
 import signal
 import socket
 import time
+from collections.abc import Callable
+from functools import partial
 from types import FrameType
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 
 from launch.display import shortest
+from launch.forecasting import count_samples, expect, measured_speed, refuse_over_budget
 from launch.opening import COPY_NAME, Opened, TargetError, driver_of, find_sweep
 from launch.progress import Progress
 from launch.provenance import COMMIT_TAG, commit
@@ -45,10 +48,12 @@ def drive(opened: Opened, *, resume: bool, plain: bool, console: Console) -> Non
     """Run or resume a sweep to its end and show what came out.
 
     Raises:
+        TargetError: If a new sweep does not fit into its own budget.
         SystemExit: After Ctrl-C, which leaves a sweep that can be resumed.
     """
     try:
-        record = _drive(opened, resume=resume, plain=plain, console=console)
+        start = _resume if resume else _start
+        record = _drive(opened, start(opened), plain=plain, console=console)
     except KeyboardInterrupt:
         directory = shortest(opened.spec.directory)
         console.print(f"Interrupted; nothing is lost. Go on with  aqr-sweep resume {directory}")
@@ -56,13 +61,30 @@ def drive(opened: Opened, *, resume: bool, plain: bool, console: Console) -> Non
     print_result(console, record, opened.spec)
 
 
-def _drive(opened: Opened, *, resume: bool, plain: bool, console: Console) -> "SweepRecord":
+def _start(opened: Opened) -> "Callable[..., SweepRecord]":
+    """How a new sweep is run, with its forecast."""
+    from sweeps.run import run_sweep
+
+    expectation = expect(opened, measured_speed(opened.spec), count_samples(opened))
+    refuse_over_budget(expectation)
+    made = expectation.forecast
+    return partial(run_sweep, forecast=None if made is None else made.dump())
+
+
+def _resume(opened: Opened) -> "Callable[..., SweepRecord]":
+    """How a sweep is resumed: its forecast and its budget are those of its start."""
+    from sweeps.run import resume_sweep
+
+    return resume_sweep
+
+
+def _drive(
+    opened: Opened, start: "Callable[..., SweepRecord]", *, plain: bool, console: Console
+) -> "SweepRecord":
     from sweeps.report import write_report
-    from sweeps.run import resume_sweep, run_sweep
     from sweeps.tracker import Tracker
 
     spec, code = opened.spec, commit()
-    start = resume_sweep if resume else run_sweep
     with (
         Progress(spec, console, live=console.is_terminal and not plain) as progress,
         Tracker(tags={COMMIT_TAG: code} if code else {}, warn=progress.warn) as tracker,

@@ -1,32 +1,23 @@
-"""What the record of a sweep says: leaderboard, noise, rungs, costs, importance. Pure.
+"""What the record of a sweep says: leaderboard, rungs, costs, classes. Pure.
 
 A result is a full-budget value and nothing else; stopped trials appear with the rung they reached,
 known points never as results. Two values are told apart only where they differ by more than the
-noise of a difference allows.
+noise of a difference allows. Trials that were repeated with new seeds stand by the mean of those.
 """
 
-import logging
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from statistics import NormalDist, correlation, fmean, median, variance
+from dataclasses import dataclass, replace
+from statistics import correlation, fmean, median
 from typing import Literal
 
-import optuna
-from optuna.distributions import BaseDistribution
-from optuna.importance import PedAnovaImportanceEvaluator
-from optuna.trial import TrialState, create_trial
-
-from sweeps.record import SweepRecord, TrialRecord
+from sweeps.finalists import Standing, control_scores, standings, sweep_noise
+from sweeps.noise import Noise, pooled_noise
+from sweeps.trials import SweepRecord, TrialRecord
 
 Mode = Literal["max", "min"]
 
-# Two standard deviations of the difference of two values that each carry the noise once.
-TIE_FACTOR = 2 * math.sqrt(2)
-# PED-ANOVA compares the best quarter with all; it needs some five trials in it to say anything.
-IMPORTANCE_QUANTILE = 0.25
-IMPORTANCE_MIN_TRIALS = 20
 _MIN_TRIALS_FOR_RANKS = 4
 _CLASS_AP = "val/ap/"
 
@@ -37,8 +28,14 @@ class Row:
 
     Attributes:
         rank: Place among the finished trials, from 1; None for all others.
-        score: The objective at full budget and validation; None for all but finished trials.
-        delta: Score minus the control's score; None without either.
+        score: The objective at full budget and validation; None for all but finished trials. The
+            mean over new seeds for a finalist, over all of its seeds for the control.
+        num_scores: How many scores that is the mean of.
+        is_finalist: It was repeated with new seeds, and a repeat has its score.
+        interval: Where the trial's true score is expected, by its noise; None without a score.
+        delta: Difference to the control over the seeds that both have, which takes out what a seed
+            does to both; over all seeds where they share none. None without either score.
+        limit: Largest delta that counts as a tie; None without a delta.
         tied_with_control: The delta is within the noise.
         tied_with_best: The difference to the best finished trial is within the noise.
         reached: Share of the budget at the last rung; 0 before the first.
@@ -48,7 +45,11 @@ class Row:
     trial: TrialRecord
     rank: int | None = None
     score: float | None = None
+    num_scores: int = 0
+    is_finalist: bool = False
+    interval: tuple[float, float] | None = None
     delta: float | None = None
+    limit: float | None = None
     tied_with_control: bool = False
     tied_with_best: bool = False
     reached: float = 0.0
@@ -60,20 +61,18 @@ class Leaderboard:
     """All trials of a sweep in order of what is known about them.
 
     Attributes:
-        finished: Best first.
+        finished: Best first: finalists by their means, then the others by their one score.
         stopped: Stopped early: furthest first, then by the score at that rung.
         ended: Diverged or failed, by number.
         running: Running, or waiting for a resume.
         control: The control's line, also while it runs.
         known: Points the sweep was told and did not train.
-        noise: Standard deviation of one score, as declared.
-        threshold: Differences up to here are ties.
+        spread: The noise of one score, and how it is known.
     """
 
     metric: str
     mode: Mode
-    noise: float
-    threshold: float
+    spread: Noise
     finished: tuple[Row, ...]
     stopped: tuple[Row, ...]
     ended: tuple[Row, ...]
@@ -86,34 +85,50 @@ class Leaderboard:
         """The best finished trial, the control aside."""
         return self.finished[0] if self.finished else None
 
+    @property
+    def finalists(self) -> tuple[Row, ...]:
+        """Those that were repeated with new seeds, best mean first."""
+        return tuple(row for row in self.finished if row.is_finalist)
+
+    @property
+    def noise(self) -> float:
+        """Standard deviation of one score."""
+        return self.spread.deviation
+
+    @property
+    def threshold(self) -> float:
+        """Differences of two single scores up to here are ties."""
+        return self.spread.threshold()
+
 
 def leaderboard(record: SweepRecord, noise: float | None = None) -> Leaderboard:
     """Order the trials and mark ties.
 
     Args:
         record: The sweep.
-        noise: Standard deviation of one score; None for what the spec declares.
+        noise: Standard deviation of one score; None for what the spec declares or the repeats show.
     """
     key, mode = _objective(record)
-    spread: float = record.attrs["noise"] if noise is None else noise
-    threshold = tie_threshold(spread)
+    spread = sweep_noise(record) if noise is None else Noise(deviation=noise)
     sign = 1.0 if mode == "max" else -1.0
-    rows = [_row(trial, record.control, key, threshold) for trial in record.searched]
+    finals = standings(record)
+    control = _control_row(record, key, spread)
+    beside = control_scores(record)
+    rows = [_row(t, finals.get(t.number), beside, key, spread) for t in record.searched]
     by_outcome: dict[str | None, list[Row]] = defaultdict(list)
     for row in rows:
         by_outcome[row.trial.outcome].append(row)
     scored = [row for row in by_outcome["finished"] if row.score is not None]
-    scored.sort(key=lambda row: (-sign * _known(row.score), row.trial.number))
+    scored.sort(key=lambda r: (not r.is_finalist, -sign * _known(r.score), r.trial.number))
     return Leaderboard(
         metric=metric_name(key),
         mode=mode,
-        noise=spread,
-        threshold=threshold,
-        finished=_ranked(scored, threshold),
+        spread=spread,
+        finished=_ranked(scored, spread),
         stopped=tuple(sorted(by_outcome["stopped"], key=lambda row: _progress_order(row, sign))),
         ended=tuple(row for row in rows if row.trial.outcome in ("diverged", "failed")),
         running=tuple(by_outcome[None]),
-        control=_row(record.control, None, key, threshold) if record.control else None,
+        control=control,
         known=tuple(trial for trial in record.trials if trial.role == "known"),
     )
 
@@ -124,51 +139,10 @@ def metric_name(key: str) -> str:
     return f"m{name[1:].upper()}" if name.startswith("m") else name.upper()
 
 
-def tie_threshold(noise: float) -> float:
-    """Largest difference of two scores that counts as a tie, for this noise of one score."""
-    return TIE_FACTOR * noise
-
-
-def selection_gain(num_trials: int, noise: float) -> float:
-    """By how much the best of equal trials is expected to lie above their mean, from noise alone.
-
-    Blom's approximation of the largest of `num_trials` normal values.
-    """
-    if num_trials < 2:
-        return 0.0
-    return noise * NormalDist().inv_cdf((num_trials - 0.375) / (num_trials + 0.25))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Noise:
-    """A measured noise: standard deviation of one score, and the repeats behind it."""
-
-    deviation: float
-    degrees_of_freedom: int
-
-
-def pooled_noise(groups: Iterable[Sequence[float]]) -> Noise | None:
-    """Noise from scores of equal trials, one group for each set of parameters.
-
-    Returns:
-        None if no group has two scores.
-    """
-    repeated = [group for group in groups if len(group) > 1]
-    freedom = sum(len(group) - 1 for group in repeated)
-    if freedom == 0:
-        return None
-    squares = sum(variance(group) * (len(group) - 1) for group in repeated)
-    return Noise(deviation=math.sqrt(squares / freedom), degrees_of_freedom=freedom)
-
-
 def measured_noise(record: SweepRecord) -> Noise | None:
-    """Noise from the finished trials that differ in nothing but their seed."""
-    groups: dict[tuple, list[float]] = defaultdict(list)
-    for trial in record.started:
-        if trial.value is not None:
-            same = tuple(sorted((k, v) for k, v in trial.params.items() if k != "seed"))
-            groups[same].append(trial.value)
-    return pooled_noise(groups.values())
+    """Noise from the control's seeds and the finalists' new ones, as they are."""
+    finals = [standing.values for standing in standings(record).values()]
+    return pooled_noise([tuple(control_scores(record).values()), *finals])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -227,7 +201,8 @@ class Costs:
     Attributes:
         unit: GPU-hours, or plain hours where no GPU was used.
         searched: Spent on searched trials.
-        control: Spent on the control.
+        control: Spent on the control, all of its seeds.
+        finals: Spent on finalists' repeats.
         saved: What stopped trials did not spend: the median of the finished ones less their own.
     """
 
@@ -235,11 +210,12 @@ class Costs:
     searched: float
     control: float
     saved: float
+    finals: float = 0.0
 
     @property
     def total(self) -> float:
         """All that was spent."""
-        return self.searched + self.control
+        return self.searched + self.control + self.finals
 
 
 def costs(record: SweepRecord) -> Costs:
@@ -258,8 +234,9 @@ def costs(record: SweepRecord) -> Costs:
     return Costs(
         unit=unit,
         searched=sum(hours(trial) for trial in record.searched),
-        control=hours(record.control) if record.control else 0.0,
+        control=sum(hours(trial) for trial in record.controls),
         saved=saved,
+        finals=sum(hours(trial) for trial in record.finalists),
     )
 
 
@@ -288,95 +265,67 @@ def class_differences(trial: TrialRecord, control: TrialRecord) -> tuple[ClassDi
     return tuple(sorted(rows, key=lambda row: (-row.delta, row.name)))
 
 
-def importance(
-    record: SweepRecord,
-    distributions: Mapping[str, BaseDistribution],
-    *,
-    min_trials: int = IMPORTANCE_MIN_TRIALS,
-) -> dict[str, float] | None:
-    """Share of each searched axis in reaching the best quarter of the trials (PED-ANOVA).
-
-    Stopped trials count with their imputed values: only the order matters here, and leaving them
-    out would hide what the bad half has in common.
-
-    Returns:
-        Axis to share, largest first, adding up to 1; None with too few trials, or if the best
-        quarter does not differ from the rest.
-    """
-    told = [t for t in record.searched if t.told is not None and set(t.sampled) == {*distributions}]
-    mode = _objective(record)[1]
-    if len(told) < min_trials or not _has_best_quarter([_known(t.told) for t in told], mode):
-        return None
-    trials = [
-        create_trial(
-            state=TrialState.COMPLETE,
-            value=trial.told,
-            params=dict(trial.sampled),
-            distributions=dict(distributions),
-        )
-        for trial in told
-    ]
-    shares = _ped_anova(trials, mode)
-    total = sum(shares.values())
-    if total <= 0:
-        return None
-    order = sorted(shares, key=lambda name: (-shares[name], name))
-    return {name: shares[name] / total for name in order}
-
-
-def _has_best_quarter(values: Sequence[float], mode: Mode) -> bool:
-    """Whether the best quarter, with what ties with its last, leaves anybody out."""
-    ordered = sorted(values, reverse=mode == "max")
-    return ordered[math.ceil(IMPORTANCE_QUANTILE * len(ordered)) - 1] != ordered[-1]
-
-
-def _ped_anova(trials: list[optuna.trial.FrozenTrial], mode: Mode) -> dict[str, float]:
-    logger = logging.getLogger("optuna.storages._in_memory")
-    level = logger.level
-    logger.setLevel(logging.WARNING)  # The study below is a container; announcing it misleads.
-    try:
-        study = optuna.create_study(direction="maximize" if mode == "max" else "minimize")
-    finally:
-        logger.setLevel(level)
-    study.add_trials(trials)
-    evaluator = PedAnovaImportanceEvaluator(target_quantile=IMPORTANCE_QUANTILE)
-    return dict(evaluator.evaluate(study))
-
-
 def _objective(record: SweepRecord) -> tuple[str, Mode]:
     return record.attrs["metric"], record.attrs["mode"]
 
 
-def _row(trial: TrialRecord, control: TrialRecord | None, key: str, threshold: float) -> Row:
-    reference = control.value if control is not None else None
-    delta = None
-    if trial.value is not None and reference is not None:
-        delta = trial.value - reference
+def _control_row(record: SweepRecord, key: str, spread: Noise) -> Row | None:
+    if record.control is None:
+        return None
+    scores = tuple(control_scores(record).values())
+    return _scored(_reached(record.control, key), scores, spread)
+
+
+def _row(
+    trial: TrialRecord,
+    final: Standing | None,
+    control: Mapping[int, float],
+    key: str,
+    spread: Noise,
+) -> Row:
+    own = {} if trial.value is None else {trial.seed: trial.value}
+    scores = final.scores if final else own
+    row = _scored(_reached(trial, key), tuple(scores.values()), spread)
+    row = replace(row, is_finalist=final is not None)
+    if not scores or not control:
+        return row
+    common = scores.keys() & control.keys()
+    ours = [scores[seed] for seed in common or scores]
+    theirs = [control[seed] for seed in common or control]
+    delta, limit = fmean(ours) - fmean(theirs), spread.threshold(len(ours), len(theirs))
+    return replace(row, delta=delta, limit=limit, tied_with_control=abs(delta) <= limit)
+
+
+def _reached(trial: TrialRecord, key: str) -> Row:
     last = trial.rungs[-1] if trial.rungs else None
     return Row(
         trial=trial,
-        score=trial.value,
-        delta=delta,
-        tied_with_control=delta is not None and abs(delta) <= threshold,
         reached=last.fraction if last else 0.0,
         reached_score=last.metrics[key] if last else None,
     )
 
 
-def _ranked(rows: Sequence[Row], threshold: float) -> tuple[Row, ...]:
-    if not rows:
-        return ()
-    best = _known(rows[0].score)
+def _scored(row: Row, scores: Sequence[float], spread: Noise) -> Row:
+    if not scores:
+        return row
+    mean, half = fmean(scores), spread.half_width(len(scores))
+    return replace(row, score=mean, num_scores=len(scores), interval=(mean - half, mean + half))
+
+
+def _ranked(rows: Sequence[Row], spread: Noise) -> tuple[Row, ...]:
     return tuple(
-        Row(
-            **{
-                **vars(row),
-                "rank": rank,
-                "tied_with_best": rank > 1 and abs(_known(row.score) - best) <= threshold,
-            }
-        )
+        replace(row, rank=rank, tied_with_best=rank > 1 and _are_tied(row, rows[0], spread))
         for rank, row in enumerate(rows, start=1)
     )
+
+
+def _are_tied(row: Row, best: Row, spread: Noise) -> bool:
+    """Whether the noise explains the difference of two finished trials."""
+    if row.is_finalist == best.is_finalist or row.limit is None or best.limit is None:
+        limit = spread.threshold(row.num_scores, best.num_scores)
+        return abs(_known(row.score) - _known(best.score)) <= limit
+    # They have other seeds: each is taken against the control with its own.
+    return abs(_known(row.delta) - _known(best.delta)) <= math.hypot(row.limit, best.limit)
 
 
 def _progress_order(row: Row, sign: float) -> tuple[float, float, int]:

@@ -12,7 +12,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from sweeps.analysis import metric_name
-from sweeps.record import SweepRecord, TrialRecord
+from sweeps.finalists import control_scores, standings
+from sweeps.trials import SweepRecord, TrialRecord
 
 LINE_LENGTH = 100
 PROVENANCE_KEY = "provenance"
@@ -116,6 +117,14 @@ _ABSENT = object()
 
 def _origin(record: SweepRecord, trial: TrialRecord, metric: str) -> dict[str, object]:
     control = record.control.value if record.control is not None else None
+    final = standings(record).get(trial.number) if trial.role == "search" else None
+    repeats = {}
+    if final is not None:
+        repeats = {
+            "scores_with_new_seeds": list(final.values),
+            "mean_with_new_seeds": final.mean,
+            "control_scores": list(control_scores(record).values()),
+        }
     return {
         "sweep": record.name,
         "trial": trial.number,
@@ -125,6 +134,7 @@ def _origin(record: SweepRecord, trial: TrialRecord, metric: str) -> dict[str, o
         "metric": metric,
         "score": trial.value,
         "control_score": control,
+        **repeats,
         "metrics": dict(sorted(trial.rungs[-1].metrics.items())) if trial.rungs else {},
         "params": dict(sorted(trial.params.items())),
     }

@@ -9,7 +9,7 @@ Optuna's samplers intersect the spaces of all completed trials.
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,10 +18,16 @@ from optuna.distributions import BaseDistribution
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-ParamValue = float | int | bool | str
-Role = Literal["search", "control", "known"]
-Outcome = Literal["finished", "stopped", "diverged", "failed"]
-State = Literal["running", "complete", "fail"]
+from sweeps.trials import (
+    Outcome,
+    ParamValue,
+    Role,
+    RungResult,
+    State,
+    SweepRecord,
+    TrialRecord,
+    trial_label,
+)
 
 SQLITE_PREFIX = "sqlite:///"
 SQLITE_TIMEOUT_S = 60.0
@@ -32,102 +38,6 @@ _STATES: dict[TrialState, State] = {
     TrialState.COMPLETE: "complete",
     TrialState.FAIL: "fail",
 }
-
-
-@dataclass(frozen=True, kw_only=True)
-class RungResult:
-    """One score of one trial.
-
-    Attributes:
-        fraction: Share of the training budget spent, in (0, 1].
-        val_share: Share of the validation scenes scored, in (0, 1].
-        epoch: Epochs trained, fractional.
-        step: Optimizer steps taken.
-        metrics: All metrics, such as `val/nds`.
-        checkpoint: File that training can go on from.
-        seconds: Wall seconds of training up to here, over all attempts.
-    """
-
-    fraction: float
-    val_share: float
-    epoch: float
-    step: int
-    metrics: Mapping[str, float]
-    checkpoint: str | None
-    seconds: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrialRecord:
-    """One trial as the study holds it.
-
-    Attributes:
-        number: Optuna's trial number within its study.
-        label: Names the trial's directory and its MLflow run.
-        role: Searched, the control, or a known point that was never trained here.
-        params: Everything the training function gets, derived values resolved, with the seed.
-        sampled: The searched axes alone.
-        outcome: None while the trial runs or waits for a resume.
-        reason: Why it ended so; empty only for a finished trial or a running one.
-        value: The objective at full budget and full validation, else None.
-        imputed: The study was told an estimate, since the trial was stopped early.
-        told: What the study was told, the estimate included.
-        seconds: Wall seconds of training over all attempts.
-    """
-
-    number: int
-    label: str
-    role: Role
-    params: Mapping[str, ParamValue]
-    sampled: Mapping[str, ParamValue]
-    seed: int
-    config_hash: str
-    rungs: tuple[RungResult, ...] = ()
-    outcome: Outcome | None = None
-    reason: str = ""
-    value: float | None = None
-    imputed: bool = False
-    told: float | None = None
-    seconds: float = 0.0
-    gpu_hours: float = 0.0
-    attempts: int = 0
-    mlflow_run_id: str | None = None
-    state: State = "running"
-
-
-@dataclass(frozen=True, kw_only=True)
-class SweepRecord:
-    """All that is known about a sweep.
-
-    Attributes:
-        trials: Searched trials and known points, by number.
-        control: The fine-tuning with AQR off, if the sweep has one and it began.
-        attrs: Attributes of the sweep itself, such as `spec`, `metric` and `mode`.
-    """
-
-    name: str
-    trials: tuple[TrialRecord, ...]
-    control: TrialRecord | None
-    attrs: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def searched(self) -> tuple[TrialRecord, ...]:
-        """The trials the sweep chose itself."""
-        return tuple(trial for trial in self.trials if trial.role == "search")
-
-    @property
-    def started(self) -> tuple[TrialRecord, ...]:
-        """Every trial trained here, the control first."""
-        return (() if self.control is None else (self.control,)) + self.searched
-
-
-def trial_label(role: Role, number: int, config_hash: str) -> str:
-    """A trial's identity within its sweep.
-
-    A second control would be a second number, hence a second label.
-    """
-    stem = "control" if role == "control" else f"t{number:03d}"
-    return f"{stem}-{config_hash}"
 
 
 def sqlite_url(path: Path) -> str:
@@ -197,7 +107,8 @@ def _read(storage: RDBStorage, name: str) -> SweepRecord:
     return SweepRecord(
         name=name,
         trials=_read_trials(storage, name, run_ids),
-        control=controls[-1] if controls else None,
+        control=controls[0] if controls else None,
+        control_repeats=controls[1:],
         attrs={key: value for key, value in attrs.items() if not key.startswith(_RUN_ID)},
     )
 
@@ -213,6 +124,7 @@ def _read_trials(
 # Attribute names. An end is one attribute, so that it stands whole or not at all.
 _ROLE, _PARAMS, _SEED, _HASH = "role", "params", "seed", "config_hash"
 _RUNGS, _ATTEMPTS, _END = "rungs", "attempts", "end"
+_REPEATS, _FLAGS = "repeats", "flags"
 _RUN_ID = "mlflow_run/"
 
 
@@ -241,6 +153,8 @@ def _to_record(trial: FrozenTrial) -> TrialRecord:
         gpu_hours=end.get("gpu_hours", 0.0),
         attempts=attrs.get(_ATTEMPTS, 0),
         state=_STATES[trial.state] if outcome is None else _state(told),
+        repeats=attrs.get(_REPEATS),
+        flags=attrs.get(_FLAGS, {}),
     )
 
 
@@ -265,7 +179,7 @@ class Ledger:
         ]
         self._study_ids = [self._storage.get_study_id_from_name(s.study_name) for s in studies]
         record = self.read()
-        known = (*record.trials, *(() if record.control is None else (record.control,)))
+        known = (*record.trials, *record.controls)
         self.trials: dict[str, TrialRecord] = {trial.label: trial for trial in known}
         self._settle()
 
@@ -298,10 +212,13 @@ class Ledger:
         seed: int,
         config_hash: str,
         value: float | None = None,
+        repeats: int | None = None,
     ) -> TrialRecord:
         """Enter a trial, whole or not at all; with a value, as one that has finished."""
         end = _end("finished", "", imputed=False, seconds=0.0, gpu_hours=0.0)
         attrs = {_ROLE: role, _PARAMS: dict(params), _SEED: seed, _HASH: config_hash}
+        if repeats is not None:
+            attrs[_REPEATS] = repeats
         template = create_trial(
             state=TrialState.RUNNING if value is None else TrialState.COMPLETE,
             value=value,
@@ -321,6 +238,12 @@ class Ledger:
         attempts = trial.attempts + 1
         self._storage.set_trial_user_attr(self._id(trial), _ATTEMPTS, attempts)
         return self._keep(replace(trial, attempts=attempts))
+
+    def set_flags(self, label: str, flags: Mapping[str, str]) -> TrialRecord:
+        """Write down what the health rules have said of a trial so far."""
+        trial = self.trials[label]
+        self._storage.set_trial_user_attr(self._id(trial), _FLAGS, dict(flags))
+        return self._keep(replace(trial, flags=dict(flags)))
 
     def append_rung(self, label: str, rung: RungResult, *, objective: float) -> TrialRecord:
         """Write a rung, and the objective at it as the study's intermediate value."""
@@ -347,7 +270,8 @@ class Ledger:
             label: The trial.
             outcome: How it ended.
             reason: Why; only a finished trial needs none.
-            told: What the study learns: the objective, or an estimate for a stopped trial.
+            told: What the study learns: the objective, or an estimate for a trial that was stopped
+                at a rung.
             seconds: Wall seconds of training over all attempts.
             gpu_hours: The same in GPU-hours.
 
@@ -356,10 +280,12 @@ class Ledger:
         """
         if outcome != "finished" and not reason:
             raise ValueError(f"a trial that ended as {outcome!r} must carry a reason")
-        if (told is not None and math.isfinite(told)) != (outcome in ("finished", "stopped")):
-            raise ValueError(f"an outcome of {outcome!r} does not go with the value {told}")
         trial = self.trials[label]
-        imputed = outcome == "stopped"
+        # A trial may be stopped before its first score, by what its statistics show.
+        valued = outcome == "finished" or (outcome == "stopped" and len(trial.rungs) > 0)
+        if (told is not None and math.isfinite(told)) != valued:
+            raise ValueError(f"an outcome of {outcome!r} does not go with the value {told}")
+        imputed = outcome == "stopped" and told is not None
         end = _end(outcome, reason, imputed=imputed, seconds=seconds, gpu_hours=gpu_hours)
         # The value rides along, so that a kill between the two writes loses nothing.
         self._storage.set_trial_user_attr(self._id(trial), _END, {**end, "told": told})
@@ -419,3 +345,19 @@ def _end(
         "seconds": seconds,
         "gpu_hours": gpu_hours,
     }
+
+
+__all__ = [
+    "Ledger",
+    "Outcome",
+    "ParamValue",
+    "Role",
+    "RungResult",
+    "State",
+    "SweepRecord",
+    "TrialRecord",
+    "open_storage",
+    "read_sweep",
+    "sqlite_url",
+    "trial_label",
+]

@@ -1,178 +1,40 @@
-"""The search: which trial comes next, and what becomes of it.
+"""The search as Ray sees it: which trial comes next, and what becomes of it.
 
-`Proposer` draws points with an Optuna sampler. It works on an in-memory twin of the study, so that
-a trial enters the record whole, with all its parameters. `StudySearcher` is Ray's Searcher on top
-of it: it maps Tune's ids to trials and writes every score to the record before anything follows
-from it.
+`StudySearcher` is Ray's Searcher on top of `Proposer`: it maps Tune's ids to trials and writes
+every score to the record before anything follows from it.
 """
 
-import hashlib
-import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from statistics import median
+from dataclasses import dataclass, field
+from statistics import fmean
 from typing import Any
 
-import numpy as np
-import optuna
-from optuna.distributions import BaseDistribution
-from optuna.samplers import BaseSampler, GPSampler, RandomSampler, TPESampler
-from optuna.study import Study
-from optuna.trial import FrozenTrial, TrialState, create_trial
 from ray.tune.search import Searcher
 
+from sweeps.budget import Progress, Step, course_of, next_step
+from sweeps.finalists import (
+    Repeat,
+    best_trials,
+    new_seeds,
+    noise_for_stopping,
+    planned_repeats,
+    repeats_left,
+)
 from sweeps.listeners import Audience
-from sweeps.record import Ledger, ParamValue, Role, RungResult, TrialRecord
-from sweeps.space import Space
-from sweeps.spec import SweepSpec
-from sweeps.stopping import Verdict, decide
-from sweeps.trial import TASK_KEY, Ending, Task, find_rung, from_result
+from sweeps.proposing import Proposer
+from sweeps.record import Ledger
+from sweeps.spec import SweepSpec, config_hash
+from sweeps.stopping import Verdict, decide, impute
+from sweeps.trial import TASK_KEY, Ending, Task, find_rung, flags_of, from_result
+from sweeps.trials import ParamValue, Role, RungResult, TrialRecord
 
 CONTROL_PARAMS: Mapping[str, ParamValue] = {"enable_aqr": False}
-
-
-class FeasibleSampler(BaseSampler):
-    """Draws from another sampler, and meets the constraints.
-
-    A random draw that breaks them gives way to one that does not. A draw from the sampler's model,
-    which would come again, moves to the edge of what the constraints allow (`Space.nearest`). So a
-    constraint costs no trial, and the sampler's intention is kept where it can be.
-    """
-
-    def __init__(self, inner: BaseSampler, space: Space, rng: np.random.Generator) -> None:
-        self._inner, self._space, self._rng = inner, space, rng
-
-    def infer_relative_search_space(
-        self, study: Study, trial: FrozenTrial
-    ) -> dict[str, BaseDistribution]:
-        """All axes: they are drawn together, since constraints join them."""
-        return self._space.distributions()
-
-    def sample_relative(
-        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
-    ) -> dict[str, Any]:
-        """Draw a feasible point."""
-        relative = self._inner.infer_relative_search_space(study, trial)
-        modelled = self._inner.sample_relative(study, trial, relative)
-        # The inner sampler leaves out what it has no model for yet.
-        sampled = {
-            name: modelled[name]
-            if name in modelled
-            else self.sample_independent(study, trial, name, distribution)
-            for name, distribution in search_space.items()
-        }
-        if self._space.is_feasible(sampled):
-            return sampled
-        return self._space.nearest(sampled, self._rng) if modelled else self._space.draw(self._rng)
-
-    def sample_independent(
-        self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: Any
-    ) -> Any:
-        """Draw one axis."""
-        return self._inner.sample_independent(study, trial, param_name, param_distribution)
-
-    def before_trial(self, study: Study, trial: FrozenTrial) -> None:
-        """Pass on."""
-        self._inner.before_trial(study, trial)
-
-    def after_trial(
-        self,
-        study: Study,
-        trial: FrozenTrial,
-        state: TrialState,
-        values: Sequence[float] | None,
-    ) -> None:
-        """Pass on."""
-        self._inner.after_trial(study, trial, state, values)
-
-
-def build_sampler(spec: SweepSpec, space: Space, *, num_trials: int) -> FeasibleSampler:
-    """The sampler a spec asks for.
-
-    Its seed depends on how many trials there are: after a resume it must not repeat itself.
-    """
-    state = np.random.SeedSequence([spec.seed, num_trials]).generate_state(2)
-    seed, rng = int(state[0]), np.random.default_rng(state[1])
-    inner: BaseSampler
-    match spec.search.sampler:
-        case "gp":
-            inner = GPSampler(
-                seed=seed, n_startup_trials=spec.startup, warn_independent_sampling=False
-            )
-        case "tpe":
-            inner = TPESampler(seed=seed, n_startup_trials=spec.startup)
-        case "random":
-            inner = RandomSampler(seed=seed)
-    return FeasibleSampler(inner, space, rng)
-
-
-class Proposer:
-    """Proposes points from what is known about earlier ones.
-
-    A diverged trial has no value, and the record says so. The sampler is told the worst value so
-    far in its place: from nothing it would learn nothing, and propose the same point again.
-
-    Args:
-        spec: The sweep.
-        space: Its space.
-        trials: The trials so far.
-    """
-
-    def __init__(self, spec: SweepSpec, space: Space, trials: Sequence[TrialRecord]) -> None:
-        self._distributions = space.distributions()
-        self._worst = min if spec.objective.mode == "max" else max
-        self._study = optuna.create_study(
-            direction="maximize" if spec.objective.mode == "max" else "minimize",
-            sampler=build_sampler(spec, space, num_trials=len(trials)),
-        )
-        for trial in sorted(trials, key=lambda trial: trial.number):
-            self._study.add_trial(self._frozen(trial))
-
-    def propose(self) -> dict[str, ParamValue]:
-        """Draw the next point; its number in the twin is that of the next trial."""
-        return self._study.ask(self._distributions).params
-
-    def learn(self, trial: TrialRecord) -> None:
-        """Take in how a trial ended."""
-        value = self._value(trial)
-        state = TrialState.FAIL if value is None else TrialState.COMPLETE
-        self._study.tell(trial.number, value, state=state)
-
-    def _value(self, trial: TrialRecord) -> float | None:
-        if trial.told is not None or trial.outcome != "diverged":
-            return trial.told
-        values = [t.value for t in self._study.trials if t.value is not None]
-        return self._worst(values) if values else None
-
-    def _frozen(self, trial: TrialRecord) -> FrozenTrial:
-        value = self._value(trial)
-        ended = TrialState.FAIL if value is None else TrialState.COMPLETE
-        return create_trial(
-            state=TrialState.RUNNING if trial.state == "running" else ended,
-            value=value,
-            params=dict(trial.sampled),
-            distributions=self._distributions,
-        )
-
-
-def impute(rung_index: int, value: float, finished: Sequence[Sequence[float]]) -> float:
-    """Estimate the full-budget value of a trial that was stopped at a rung.
-
-    Args:
-        rung_index: Where it was stopped.
-        value: Its score there.
-        finished: The scores of finished trials at all rungs.
-    """
-    gaps = [scores[-1] - scores[rung_index] for scores in finished]
-    return value + (median(gaps) if gaps else 0.0)
-
-
-def config_hash(spec: SweepSpec, params: Mapping[str, ParamValue]) -> str:
-    """Eight digits that tell one training from another."""
-    content = {"params": dict(params), "train": spec.train.model_dump(mode="json")}
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
+# Attributes of the sweep: what it has spent, and which budget ended its search.
+SPENT, ENDED_BY = "spent", "ended_by"
+# A kill forgets no more than this of what was spent.
+SAVE_S = 5.0
 
 
 @dataclass(kw_only=True)
@@ -183,9 +45,11 @@ class _Running:
         verdict: On its last score.
         fault: What is wrong with what it reported.
         death: Why its process died last; it may have been replaced since.
+        since: When it took its place on the cluster.
     """
 
     label: str
+    since: float = field(default_factory=time.monotonic)
     verdict: Verdict | None = None
     fault: str | None = None
     death: str | None = None
@@ -220,8 +84,12 @@ class StudySearcher(Searcher):
         self._waiting.sort(key=lambda label: ledger.trials[label].role != "control")
         self._proposer = Proposer(spec, self._space, self._of("search", "known"))
         self._running: dict[str, _Running] = {}
-        self._started_at = time.monotonic()
-        self._hours_before: float = ledger.read().attrs.get("hours", 0.0)
+        self._course = course_of(spec)
+        attrs = ledger.read().attrs
+        before = attrs.get(SPENT, {"hours": 0.0, "trial_hours": 0.0})
+        self._hours_before, self._trial_hours = before["hours"], before["trial_hours"]
+        self._ended_by: Mapping[str, str] | None = attrs.get(ENDED_BY)
+        self._started_at = self._saved_at = time.monotonic()
 
     # Ray calls the rest, in the driver's thread.
 
@@ -243,8 +111,22 @@ class StudySearcher(Searcher):
         """Write the end of a trial down."""
         with self._remembering():
             running = self._running.pop(trial_id)
+            self._trial_hours += (time.monotonic() - running.since) / 3600
             self._end(running, self._ending(running, result, error))
-            self._ledger.set_attr("hours", self._hours())
+            self.save_spent()
+
+    def note_start(self, trial_id: str) -> None:
+        """Count a trial's time from when it has its place; until then it waits for one."""
+        self._running[trial_id].since = time.monotonic()
+
+    def save_spent(self, *, at_once: bool = False) -> None:
+        """Write down what has been spent, now and then."""
+        with self._remembering():
+            if not at_once and time.monotonic() - self._saved_at < SAVE_S:
+                return
+            self._saved_at = time.monotonic()
+            spent = {"hours": self._hours(), "trial_hours": self._all_trial_hours()}
+            self._ledger.set_attr(SPENT, spent)
 
     def note_death(self, trial_id: str, reason: str) -> None:
         """Remember why a trial's process died."""
@@ -276,6 +158,8 @@ class StudySearcher(Searcher):
         label = self._next_label()
         if label is None:
             return Searcher.FINISHED
+        if not label:
+            return None
         trial = self._ledger.start_attempt(label)
         self._running[trial_id] = _Running(label=label)
         self._audience.tell(lambda listener: listener.on_trial_start(trial))
@@ -285,6 +169,7 @@ class StudySearcher(Searcher):
             attempt=trial.attempts,
             checkpoint=trial.rungs[-1].checkpoint if trial.rungs else None,
             seconds=trial.seconds,
+            role=trial.role,
         )
         return {TASK_KEY: task.to_json()}
 
@@ -292,7 +177,7 @@ class StudySearcher(Searcher):
         rung = from_result(result)
         assert isinstance(rung, RungResult), "Tune ends a trial by itself at its ending"
         running = self._running[trial_id]
-        trial = self._ledger.trials[running.label]
+        trial = self._take_flags(running.label, result)
         index = find_rung(self._fidelities, rung.fraction, rung.val_share)
         assert index is not None, "the trial checks its rungs"
         if index > len(trial.rungs):
@@ -310,21 +195,89 @@ class StudySearcher(Searcher):
         return verdict
 
     def _next_label(self) -> str | None:
+        """The trial for a free slot; None for nothing more, an empty text for not yet."""
         if self._waiting:
             return self._waiting.pop(0)
-        if self._spec.budget.hours is not None and self._hours() >= self._spec.budget.hours:
+        progress = self._progress()
+        if progress.num_finals and not self._repeats_left():
             return None
-        if self._spec.control and not self._of("control"):
-            return self._add("control", CONTROL_PARAMS, {})
-        if len(self._of("search")) >= self._spec.budget.trials:
-            return None
-        sampled = self._proposer.propose()
-        return self._add("search", self._space.resolve(sampled), sampled)
+        step = next_step(self._course, progress)
+        self._note_end(step)
+        match step.next:
+            case "control":
+                seed = new_seeds(self._spec.seed, len(self._of("control")))[-1:]
+                return self._add_control(seed[0] if seed else self._spec.seed)
+            case "search":
+                sampled = self._proposer.propose()
+                return self._add("search", self._space.resolve(sampled), sampled)
+            case "finals":
+                return self._add_repeat()
+            case "wait":
+                return ""
+            case "end":
+                return None
+
+    def _progress(self) -> Progress:
+        controls, searched = self._of("control"), self._of("search")
+        finished = [t.seconds for t in self._ledger.trials.values() if t.value is not None]
+        trained = [seconds for seconds in finished if seconds > 0]  # known points took none here
+        full = fmean(trained) / 3600 if trained else None
+        elapsed = [(time.monotonic() - r.since) / 3600 for r in self._running.values()]
+        num_more_controls = max(0, len(controls) - self._course.num_controls)
+        return Progress(
+            num_controls=len(controls),
+            num_searched=len(searched),
+            num_search_running=sum(trial.outcome is None for trial in searched),
+            num_finals=len(self._of("finalist")) + num_more_controls,
+            trial_hours=self._all_trial_hours(),
+            rest_hours=sum(max(0.0, (full or 0.0) - hours) for hours in elapsed),
+            hours=self._hours(),
+            full_hours=full,
+            slots=max(1, self._num_slots()),
+        )
+
+    def _note_end(self, step: Step) -> None:
+        """Keep which budget ended the search; what ends the finals early is said as well."""
+        if step.limit is None or step.next == "wait":
+            return
+        ended_by = {"limit": step.limit, "reason": step.reason}
+        if ended_by != self._ended_by:
+            self._ended_by = ended_by
+            self._ledger.set_attr(ENDED_BY, ended_by)
+            self.save_spent(at_once=True)
+
+    def _add_repeat(self) -> str | None:
+        """Enter the next training of the finals; None if there are none."""
+        left = self._repeats_left()
+        return self._enter_repeat(left[0]) if left else None
+
+    def _repeats_left(self) -> tuple[Repeat, ...]:
+        finals = self._spec.finalists
+        assert finals is not None, "the course has no finals without them"
+        trials = list(self._ledger.trials.values())
+        planned = planned_repeats(
+            best_trials(trials, finals.top, self._spec.objective.mode),
+            new_seeds(self._spec.seed, finals.seeds),
+            with_control=self._spec.control_seeds > 0,
+        )
+        return repeats_left(planned, trials)
+
+    def _enter_repeat(self, repeat: Repeat) -> str:
+        if repeat.of is None:
+            return self._add_control(repeat.seed)
+        (first,) = (t for t in self._of("search") if t.number == repeat.of)
+        params = {name: value for name, value in first.params.items() if name != "seed"}
+        return self._enter(
+            "finalist", params, first.sampled, seed=repeat.seed, repeats=repeat.of
+        ).label
+
+    def _add_control(self, seed: int) -> str:
+        return self._enter("control", CONTROL_PARAMS, {}, seed=seed).label
 
     def _add(
         self, role: Role, params: Mapping[str, ParamValue], sampled: Mapping[str, ParamValue]
     ) -> str:
-        return self._enter(role, params, sampled, value=None).label
+        return self._enter(role, params, sampled).label
 
     def _enter(
         self,
@@ -332,17 +285,21 @@ class StudySearcher(Searcher):
         params: Mapping[str, ParamValue],
         sampled: Mapping[str, ParamValue],
         *,
-        value: float | None,
+        value: float | None = None,
+        seed: int | None = None,
+        repeats: int | None = None,
     ) -> TrialRecord:
-        full = {**params, "seed": self._spec.seed}
+        seed = self._spec.seed if seed is None else seed
+        full = {**params, "seed": seed}
         return self._ledger.add_trial(
             role=role,
             params=full,
             sampled=sampled,
             distributions={} if role == "control" else self._space.distributions(),
-            seed=self._spec.seed,
+            seed=seed,
             config_hash=config_hash(self._spec, full),
             value=value,
+            repeats=repeats,
         )
 
     def _add_known(self) -> None:
@@ -360,6 +317,8 @@ class StudySearcher(Searcher):
     def _decide(self, trial: TrialRecord, index: int) -> Verdict:
         if trial.role == "control":
             return Verdict(stop=False, reason="the control runs to its end")
+        if trial.role == "finalist":
+            return Verdict(stop=False, reason="finalists run to their end")
         if index == len(self._fidelities) - 1:
             return Verdict(stop=False, reason="the full budget is spent")
         peers = [
@@ -371,7 +330,9 @@ class StudySearcher(Searcher):
             self._spec.stopping.rule,
             value=self._score(trial.rungs[index]),
             peers=peers,
-            noise=self._spec.objective.noise,
+            noise=noise_for_stopping(
+                self._spec.objective.noise, self._of("control"), self._course.num_controls
+            ),
             val_share=self._fidelities[index][1],
             mode=self._spec.objective.mode,
         )
@@ -384,6 +345,7 @@ class StudySearcher(Searcher):
         if running.fault is not None:
             return Ending(outcome="failed", reason=running.fault, seconds=trial.seconds)
         assert result is not None, "a trial without an error has a result"
+        self._take_flags(running.label, result)
         event = from_result(result)
         if isinstance(event, RungResult):
             assert running.verdict is not None, "a trial that ends at a rung was judged there"
@@ -413,7 +375,7 @@ class StudySearcher(Searcher):
         )
 
     def _value_to_tell(self, trial: TrialRecord, ending: Ending) -> float | None:
-        if ending.outcome not in ("finished", "stopped"):
+        if ending.outcome not in ("finished", "stopped") or not trial.rungs:
             return None
         value = self._score(trial.rungs[-1])
         if ending.outcome == "finished":
@@ -425,11 +387,21 @@ class StudySearcher(Searcher):
         ]
         return impute(len(trial.rungs) - 1, value, finished)
 
+    def _take_flags(self, label: str, result: Mapping[str, Any]) -> TrialRecord:
+        """Write down what the health rules have said, if it is more than before."""
+        flags = flags_of(result)
+        trial = self._ledger.trials[label]
+        return self._ledger.set_flags(label, flags) if flags != trial.flags else trial
+
     def _score(self, rung: RungResult) -> float:
         return rung.metrics[self._spec.objective.key]
 
     def _of(self, *roles: Role) -> list[TrialRecord]:
         return [trial for trial in self._ledger.trials.values() if trial.role in roles]
+
+    def _all_trial_hours(self) -> float:
+        now = time.monotonic()
+        return self._trial_hours + sum(now - r.since for r in self._running.values()) / 3600
 
     def _hours(self) -> float:
         return self._hours_before + (time.monotonic() - self._started_at) / 3600

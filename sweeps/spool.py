@@ -1,20 +1,22 @@
 """A trial's spool: what it logs, one JSON record a line, appended where the trial runs.
 
 Statistics and losses go here and never through Ray; the tracker reads on from a byte offset when it
-can. Kinds of records: `attempt`, `log`, `rung`, `artifact`. After a resume, steps may come again;
-the later line holds.
+can. Kinds of records: `attempt`, `log`, `rung`, `artifact`, `flag`. After a resume, steps may come
+again; the later line holds.
 """
 
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 SPOOL_NAME = "spool.jsonl"
 MAX_CHUNK_BYTES = 4 << 20
+# What is kept of a curve: all of the newest points, older ones ever more sparsely.
+MAX_POINTS, NUM_NEWEST = 1024, 256
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +76,10 @@ class SpoolWriter:
         """Name a file for the tracker."""
         self._append("artifact", path=str(path.resolve()))
 
+    def flag(self, rule: str, reason: str, *, stop: bool) -> None:
+        """Add what a health rule says of the trial."""
+        self._append("flag", rule=rule, reason=reason, stop=stop)
+
     def close(self) -> None:
         """Close the file."""
         self._file.close()
@@ -96,6 +102,49 @@ def read_spool(path: Path, offset: int = 0) -> SpoolChunk:
     whole = data[: data.rfind(b"\n") + 1]
     records = tuple(json.loads(line) for line in whole.splitlines())
     return SpoolChunk(records=records, offset=offset + len(whole))
+
+
+class SpoolCurves:
+    """Some metrics of a spool and its flags, read on as the spool grows.
+
+    Attributes:
+        curves: (step, value) of each metric, by rising step; no more than some hundred points each.
+        flags: The reason of each health rule that has spoken.
+    """
+
+    def __init__(self, path: Path, metrics: Collection[str]) -> None:
+        self._path, self._metrics, self._offset = path, frozenset(metrics), 0
+        self._is_new_attempt = False
+        self.curves: dict[str, list[tuple[int, float]]] = {}
+        self.flags: dict[str, str] = {}
+
+    def read(self) -> dict[str, list[tuple[int, float]]]:
+        """Take in what has been written since; the curves as they are now."""
+        while (chunk := read_spool(self._path, self._offset)).records:
+            self._offset = chunk.offset
+            for record in chunk.records:
+                self._take(record)
+        return self.curves
+
+    def _take(self, record: Mapping[str, Any]) -> None:
+        if record["kind"] == "attempt":
+            self._is_new_attempt = True
+        elif record["kind"] == "flag":
+            self.flags[record["rule"]] = record["reason"]
+        elif record["kind"] == "log":
+            if self._is_new_attempt:
+                self._forget_from(record["step"])
+            for name in self._metrics & record["values"].keys():
+                points = self.curves.setdefault(name, [])
+                points.append((record["step"], record["values"][name]))
+                if len(points) > MAX_POINTS:
+                    points[:-NUM_NEWEST] = points[:-NUM_NEWEST:2]
+
+    def _forget_from(self, step: int) -> None:
+        """An attempt repeats steps of the one before."""
+        self._is_new_attempt = False
+        for name, points in self.curves.items():
+            self.curves[name] = [point for point in points if point[0] < step]
 
 
 def _cut_torn_line(path: Path) -> None:

@@ -1,18 +1,14 @@
-"""Early stopping: pure rules on scores at a rung, and the Ray scheduler that applies them.
+"""Early stopping: rules on scores at a rung. Pure; `sweeps.scheduler` applies them.
 
 A rule sees scores of one rung only, hence of one fidelity: the same share of the training budget
 and of the validation scenes. Known points and the control are no peers.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import median
-from typing import Any, Literal
-
-from ray.tune.experiment import Trial
-from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+from typing import Literal
 
 Rule = Literal["safe", "fast", "none"]
 
@@ -44,7 +40,7 @@ def decide(
     *,
     value: float,
     peers: Sequence[float],
-    noise: float,
+    noise: float | None,
     val_share: float,
     mode: Literal["max", "min"] = "max",
 ) -> Verdict:
@@ -55,7 +51,8 @@ def decide(
             explains; `fast` keeps the better half at each rung; `none` stops nothing.
         value: The trial's score.
         peers: Scores of other trials at the same rung.
-        noise: Spread of a score between seeds on all validation scenes.
+        noise: Spread of a score between seeds on all validation scenes; None while it is not known,
+            and then `safe` stops nothing.
         val_share: Share of the scenes scored at this rung.
         mode: Whether more is better.
     """
@@ -63,6 +60,8 @@ def decide(
         case "none":
             return Verdict(stop=False, reason="early stopping is off")
         case "safe":
+            if noise is None:
+                return Verdict(stop=False, reason="the control has not measured the noise yet")
             return _decide_safe(value, peers, noise / math.sqrt(val_share), mode)
         case "fast":
             return _decide_fast(value, peers, mode)
@@ -95,38 +94,13 @@ def _decide_fast(value: float, peers: Sequence[float], mode: Literal["max", "min
     )
 
 
-class RungScheduler(FIFOScheduler):
-    """Asks at every result whether its trial goes on.
+def impute(rung_index: int, value: float, finished: Sequence[Sequence[float]]) -> float:
+    """Estimate the full-budget value of a trial that was stopped at a rung.
 
     Args:
-        judge: Takes Tune's trial id and the result; it has the score in the record on return.
-        on_error: Takes Tune's trial id and what ended the trial's process.
+        rung_index: Where it was stopped.
+        value: Its score there.
+        finished: The scores of finished trials at all rungs.
     """
-
-    _supports_buffered_results = False
-
-    def __init__(
-        self,
-        judge: Callable[[str, dict[str, Any]], Verdict],
-        on_error: Callable[[str, str], None],
-    ) -> None:
-        super().__init__()
-        self._judge = judge
-        self._on_error = on_error
-
-    def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
-        """Judge a result."""
-        verdict = self._judge(trial.trial_id, result)
-        return TrialScheduler.STOP if verdict.stop else TrialScheduler.CONTINUE
-
-    def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
-        """Pass on what Ray knows about the end of a process."""
-        self._on_error(trial.trial_id, _last_error(trial))
-
-
-def _last_error(trial: Trial) -> str:
-    # Ray's own accessors read the synchronised copy, which comes at the end of the run.
-    path = trial.error_file
-    text = Path(path).read_text(errors="replace") if path and Path(path).is_file() else ""
-    last = text.rpartition("Failure # ")[2].partition("\n")[2].strip()
-    return last or "no reason known to Ray"
+    gaps = [scores[-1] - scores[rung_index] for scores in finished]
+    return value + (median(gaps) if gaps else 0.0)

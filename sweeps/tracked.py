@@ -17,6 +17,7 @@ from sweeps.analysis import metric_name
 from sweeps.record import ParamValue, TrialRecord
 
 DELIVERY_NAME = "delivered.json"
+HEALTH_TAG = "health"
 MAX_KEY = 250
 
 # Symbols of the quantities in the formulae; any other axis is named by the initials of its words.
@@ -119,7 +120,7 @@ def points_of(
             repeated_to = dict(steps)
         elif record["kind"] == "artifact":
             artifacts.append(Path(record["path"]))
-        else:
+        elif record["kind"] != "flag":
             step = record["step"]
             values = record["metrics"] if record["kind"] == "rung" else record["values"]
             for name, value in values.items():
@@ -134,6 +135,15 @@ def points_of(
     )
 
 
+def flag_tags(records: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+    """Tags for what the health rules said of a trial, one a rule."""
+    return {
+        f"{HEALTH_TAG}/{record['rule']}": record["reason"]
+        for record in records
+        if record["kind"] == "flag"
+    }
+
+
 def metric_label(name: str) -> str:
     """A metric's name as MLflow accepts it: a relative path of letters, digits and `_-. :`."""
     path = posixpath.normpath(_REFUSED.sub("_", name)).lstrip("/")
@@ -143,9 +153,10 @@ def metric_label(name: str) -> str:
 def run_name(trial: TrialRecord) -> str:
     """Short and sortable: `t007 A=1.42 r=0.55`, or `control`."""
     if trial.role == "control":
-        return "control"
+        return _short_label(trial)
     axes = [f"{symbol}={_short(value)}" for symbol, value in _symbols(trial.sampled)]
-    return " ".join([f"t{trial.number:03d}", *axes])
+    seed = [f"seed={trial.seed}"] if trial.role == "finalist" else []
+    return " ".join([f"t{trial.number:03d}", *axes, *seed])
 
 
 def status_of(trial: TrialRecord, *, interrupted: bool) -> str:
@@ -158,13 +169,15 @@ def status_of(trial: TrialRecord, *, interrupted: bool) -> str:
 def trial_tags(trial: TrialRecord) -> dict[str, str]:
     """What tells the trial apart in the table of runs."""
     tags = {
-        "trial": f"{trial.number:03d}" if trial.role != "control" else "control",
+        "trial": _short_label(trial) if trial.role == "control" else f"{trial.number:03d}",
         "label": trial.label,
         "role": trial.role,
         "config_hash": trial.config_hash,
         "outcome": trial.outcome or "running",
         "reached": f"{trial.rungs[-1].fraction:g}" if trial.rungs else "0",
     }
+    if trial.repeats is not None:
+        tags["repeats"] = f"{trial.repeats:03d}"
     return {**tags, "stop_reason": trial.reason} if trial.reason else tags
 
 
@@ -188,8 +201,14 @@ def final_points(trial: TrialRecord, *, time_ms: int) -> list[Point]:
 def delta_point(
     trial: TrialRecord, control: TrialRecord | None, *, metric: str, time_ms: int
 ) -> Point | None:
-    """The gain over the control, once both are known."""
-    if control is None or trial.value is None or control.value is None or not trial.rungs:
+    """The gain over the control, once both are known; repeats have other seeds than it has."""
+    if (
+        trial.role != "search"
+        or control is None
+        or trial.value is None
+        or control.value is None
+        or not trial.rungs
+    ):
         return None
     return Point(
         key=f"delta/{metric_name(metric).lower()}_vs_control",
@@ -197,6 +216,11 @@ def delta_point(
         time_ms=time_ms,
         step=trial.rungs[-1].step,
     )
+
+
+def _short_label(trial: TrialRecord) -> str:
+    """`control`, and `control2` for its repeat."""
+    return trial.label.rsplit("-", 1)[0]
 
 
 def _symbols(sampled: Mapping[str, ParamValue]) -> list[tuple[str, ParamValue]]:

@@ -27,6 +27,7 @@ from sweeps.tracked import (
     delivered_bytes,
     delta_point,
     final_points,
+    flag_tags,
     load_delivery,
     metric_label,
     points_of,
@@ -204,6 +205,7 @@ class Mirror:
             self._post(delivery.run_id, points=points)
             for artifact in artifacts:
                 self._upload(delivery.run_id, directory / artifact)
+            self._tag(delivery.run_id, flag_tags(chunk.records))
             delivered = replace(delivered, offset=chunk.offset)
             delivery = self._keep(label, directory, delivered)
 
@@ -213,8 +215,7 @@ class Mirror:
         assert self._client is not None
         reached = f"reached:{trial.rungs[-1].fraction if trial.rungs else 0}:{trial.outcome}"
         if reached not in delivery.sent:
-            for key, value in trial_tags(trial).items():
-                self._client.set_tag(delivery.run_id, key, value[:MAX_TAG])
+            self._tag(delivery.run_id, trial_tags(trial))
             delivery = self._keep(trial.label, directory, delivery.with_sent(reached))
         if trial.outcome is not None and "final" not in delivery.sent:
             self._post(delivery.run_id, points=final_points(trial, time_ms=delivery.time_ms))
@@ -278,6 +279,11 @@ class Mirror:
         report = self._directory / "report.md"
         if report.is_file() and len(text := report.read_text()) <= MAX_TAG:
             self._client.set_tag(run_id, "mlflow.note.content", text)
+
+    def _tag(self, run_id: str, tags: Mapping[str, str]) -> None:
+        assert self._client is not None
+        for key, value in tags.items():
+            self._client.set_tag(run_id, key, value[:MAX_TAG])
 
     def _upload(self, run_id: str, path: Path) -> None:
         assert self._client is not None

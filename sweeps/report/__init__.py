@@ -8,19 +8,20 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from optuna.distributions import BaseDistribution
 
 from sweeps.analysis import (
-    IMPORTANCE_MIN_TRIALS,
     Leaderboard,
     Row,
     class_differences,
     costs,
-    importance,
     leaderboard,
     measured_noise,
     rung_table,
-    selection_gain,
 )
-from sweeps.record import ParamValue, SweepRecord
+from sweeps.importance import IMPORTANCE_MIN_TRIALS, importance
+from sweeps.noise import selection_gain
+from sweeps.report import wording
+from sweeps.report.wording import verdict
 from sweeps.spec import SweepSpec
+from sweeps.trials import ParamValue, SweepRecord, TrialRecord
 
 REPORT_NAME, TABLE_NAME = "report.md", "leaderboard.csv"
 
@@ -75,6 +76,13 @@ def render_report(
         axes=_ordered(axes),
         measured=measured_noise(record),
         gain=selection_gain(len(board.finished), board.noise),
+        survival=wording.survival(board),
+        noise=wording.noise(board),
+        ending=wording.ending(record.attrs),
+        spent=record.attrs.get("spent"),
+        comparisons=wording.comparisons(record),
+        repeats=_repeats(record),
+        flagged=[trial for trial in record.started if trial.flags],
         rungs=rung_table(record),
         costs=costs(record),
         importance=importance(record, axes),
@@ -108,18 +116,24 @@ def _environment() -> Environment:
         keep_trailing_newline=True,
     )
     environment.filters.update(
-        score=_score, signed=_signed, params=_params, cell=_cell, verdict=verdict
+        score=_score,
+        signed=_signed,
+        params=_params,
+        cell=_cell,
+        verdict=verdict,
+        standing=wording.standing,
+        expected=wording.expected,
     )
     return environment
 
 
-def verdict(row: Row) -> str:
-    """What a delta to the control means, in words."""
-    if row.delta is None:
-        return ""
-    if row.tied_with_control:
-        return "within noise"
-    return "above control" if row.delta > 0 else "below control"
+def _repeats(record: SweepRecord) -> dict[int, list[TrialRecord]]:
+    """The repeats of each finalist, by its number."""
+    return {
+        number: [trial for trial in record.finalists if trial.repeats == number]
+        for number in {trial.repeats for trial in record.finalists}
+        if number is not None
+    }
 
 
 def _score(value: float | None) -> str:
@@ -162,6 +176,10 @@ _COLUMNS = (
     "role",
     "outcome",
     "score",
+    "num_scores",
+    "low",
+    "high",
+    "single_score",
     "delta_to_control",
     "verdict",
     "tied_with_best",
@@ -181,6 +199,9 @@ def _cells(row: Row) -> list[object]:
         trial.role,
         trial.outcome or "running",
         "" if row.score is None else row.score,
+        row.num_scores,
+        *(("", "") if row.interval is None else row.interval),
+        "" if trial.value is None else trial.value,
         "" if row.delta is None else row.delta,
         verdict(row),
         row.tied_with_best,

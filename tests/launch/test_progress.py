@@ -8,6 +8,7 @@ from launch.display import duration
 from launch.progress import Picture, Progress, render, seconds_left
 from sweeps.listeners import SweepContext
 from sweeps.record import RungResult, TrialRecord
+from sweeps.sections import FinalistsSpec
 from sweeps.spec import parse_spec
 
 SPEC = parse_spec(
@@ -132,6 +133,45 @@ def test_the_table_shows_rungs_stops_and_the_best(console, clock):
     assert "training 29 s" in rows["t002"]
     assert "3 of 4 trials, 1:30 min elapsed, about 21 s left" in text
     assert "(+0.0300 to the control)  residual_weight=0.1, lr=0.0001" in text
+
+
+FINALS = SPEC.model_copy(
+    update={
+        "finalists": FinalistsSpec(top=1, seeds=2),
+        "budget": SPEC.budget.model_copy(update={"trials": 1}),
+    }
+)
+
+
+def test_finals_are_told_as_what_they_are(console, clock):
+    progress = Progress(FINALS, console, live=False, clock=clock)
+    context = SweepContext(spec=FINALS, directory=None, ledger=Ledger(), resumed=False)
+    progress.on_start(context)
+    for each in (trial(role="control"), trial(0)):
+        progress.on_trial_start(each)
+        progress.on_trial_end(at_rungs(each, 0.30, 0.40, outcome="finished"))
+    control = trial(1, role="control", label="control2-0000aaaa", seed=1)
+    final = trial(1, role="finalist", repeats=0, seed=1)
+    for each, score in ((control, 0.41), (final, 0.43)):
+        progress.on_trial_start(each)
+        progress.on_trial_end(at_rungs(each, 0.31, score, outcome="finished"))
+    text = console.export_text()
+    assert "control2 (seed 1) starts:" in text
+    assert "t001 (t000 with seed 1) starts:" in text
+    # The control, one trial, and two rounds of both.
+    assert "4 of 6 trials done" in text
+    assert "Best so far * t000: NDS 0.4300 over 1 new seed (+0.0200 to the control" in text
+
+
+def test_without_a_number_of_trials_there_is_no_share_of_it(console, clock):
+    budget = SPEC.budget.model_copy(update={"trials": None, "hours": 5.0})
+    progress = Progress(
+        SPEC.model_copy(update={"budget": budget}), console, live=False, clock=clock
+    )
+    play(progress, clock)
+    assert "3 trials done. Best so far * t000" in console.export_text()
+    console.print(render(progress.picture, width=110))
+    assert "3 trials, 1:30 min elapsed" in console.export_text()
 
 
 def test_a_small_terminal_keeps_the_control_the_running_and_the_best(console, clock):

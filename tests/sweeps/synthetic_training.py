@@ -18,10 +18,14 @@ class Bowl:
     Attributes:
         rungs: Shares of the budget at which it is scored.
         goes_wrong: Trials 1 to 4 diverge, fail, die once, and die always.
+        seed_effect: What each seed beyond 3 adds to the last score.
+        pause_s: Before each rung.
     """
 
     rungs: tuple[float, ...] = (0.5, 1.0)
     goes_wrong: bool = False
+    seed_effect: float = 0.0
+    pause_s: float = 0.0
 
     def __call__(
         self,
@@ -37,9 +41,11 @@ class Bowl:
             _go_wrong(workdir)
         value = 0.5 - (x - 0.2) ** 2 - (y - 0.3) ** 2
         for step, fraction in enumerate(self.rungs):
+            time.sleep(self.pause_s)
             report.log({"train/loss": 1 - fraction}, step=step)
+            luck = self.seed_effect * (int(params["seed"]) - 3) if self.seed_effect else 0.0
             report.rung(
-                {"val/nds": value * fraction},
+                {"val/nds": (value + luck) * fraction},
                 fraction=fraction,
                 val_share=1.0,
                 epoch=fraction,

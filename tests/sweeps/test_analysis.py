@@ -9,15 +9,12 @@ from sweep_samples import make_record, make_rung, make_trial
 from sweeps.analysis import (
     class_differences,
     costs,
-    importance,
     leaderboard,
     measured_noise,
     metric_name,
-    pooled_noise,
     rung_table,
-    selection_gain,
-    tie_threshold,
 )
+from sweeps.importance import importance
 
 
 def control(nds=0.41):
@@ -113,43 +110,113 @@ def test_no_control_no_delta():
     assert not row.tied_with_control
 
 
-def test_without_noise_only_equality_is_a_tie():
-    assert tie_threshold(0.0) == 0.0
+def repeat(number, of, nds, seed, **changes):
+    return replace(make_trial(number, nds, role="finalist", seed=seed), repeats=of, **changes)
 
 
-def test_threshold_is_two_deviations_of_a_difference():
-    rng = random.Random(0)
-    limit = tie_threshold(1.0)
-    pairs = [(rng.gauss(0, 1), rng.gauss(0, 1)) for _ in range(20000)]
-    beyond = sum(abs(a - b) > limit for a, b in pairs) / len(pairs)
-    assert beyond == pytest.approx(0.0455, abs=0.006)
-
-
-def test_selection_gain_is_the_expected_maximum():
-    rng = random.Random(0)
-    for count in (2, 8, 24):
-        maxima = [max(rng.gauss(0, 1) for _ in range(count)) for _ in range(4000)]
-        assert selection_gain(count, 1.0) == pytest.approx(sum(maxima) / len(maxima), abs=0.06)
-    assert selection_gain(1, 1.0) == 0.0
-
-
-def test_pooled_noise_weighs_groups_by_their_freedom():
-    noise = pooled_noise([[1.0, 3.0], [5.0, 5.0, 5.0], [9.0]])
-    assert noise.degrees_of_freedom == 3
-    assert noise.deviation == pytest.approx(math.sqrt(2 / 3))
-    assert pooled_noise([[1.0], [2.0]]) is None
-
-
-def test_noise_is_measured_where_only_the_seed_differs():
-    record = make_record(
-        make_trial(0, 0.40, sampled={"a": 1.0, "seed": 0}),
-        make_trial(1, 0.42, sampled={"a": 1.0, "seed": 1}),
-        make_trial(2, 0.50, sampled={"a": 2.0, "seed": 0}),
-        make_trial(3, 0.90, sampled={"a": 1.0, "seed": 2}, outcome="stopped"),
+def final_record(**attrs):
+    """Trial 2 was chosen first; with new seeds, trial 1 is better, trial 0 was no finalist."""
+    return replace(
+        make_record(
+            make_trial(0, 0.429),
+            make_trial(1, 0.430),
+            make_trial(2, 0.440),
+            repeat(3, 2, 0.420, 1),
+            repeat(4, 1, 0.431, 1),
+            repeat(5, 2, 0.424, 2),
+            repeat(6, 1, 0.435, 2),
+            control=control(0.410),
+            **attrs,
+        ),
+        control_repeats=(
+            make_trial(1, 0.414, role="control", seed=1),
+            make_trial(2, 0.416, role="control", seed=2),
+        ),
     )
-    noise = measured_noise(record)
-    assert noise.degrees_of_freedom == 1
-    assert noise.deviation == pytest.approx(0.02 / math.sqrt(2))
+
+
+def test_finalists_stand_by_the_mean_over_new_seeds():
+    board = leaderboard(final_record())
+    assert numbers(board.finished) == [1, 2, 0]
+    assert numbers(board.finalists) == [1, 2]
+    best, second, other = board.finished
+    assert (best.score, best.num_scores) == (pytest.approx(0.433), 2)
+    assert second.score == pytest.approx(0.422)
+    assert (other.score, other.num_scores) == (0.429, 1)
+    # Two standard deviations of a mean of two scores.
+    half = 2 * 0.002 / math.sqrt(2)
+    assert best.interval == pytest.approx((0.433 - half, 0.433 + half))
+    assert board.control.score == pytest.approx((0.410 + 0.414 + 0.416) / 3)
+    assert board.control.num_scores == 3
+    # Against the control with the same seeds: 1 and 2 for finalists, 0 for the others.
+    assert [row.delta for row in board.finished] == pytest.approx([0.018, 0.007, 0.019])
+    assert best.limit == pytest.approx(2 * 0.002)
+    assert other.limit == pytest.approx(2 * 0.002 * math.sqrt(2))
+    assert other.tied_with_best
+    assert not second.tied_with_best
+
+
+def test_ties_of_means_are_narrower_than_those_of_single_scores():
+    def board(nds):
+        record = final_record()
+        trials = [replace(t, value=nds) if t.role == "finalist" else t for t in record.trials]
+        return leaderboard(replace(record, trials=tuple(trials)))
+
+    assert board(0.415 + 0.0039).best.tied_with_control
+    assert not board(0.415 + 0.0041).best.tied_with_control
+
+
+def test_what_a_seed_does_to_all_is_no_difference_to_the_control():
+    # Seed 0 is a lucky one, for the control as well.
+    record = replace(
+        make_record(make_trial(0, 0.45), control=make_trial(0, 0.449, role="control")),
+        control_repeats=(make_trial(1, 0.40, role="control", seed=1),),
+    )
+    assert leaderboard(record).best.delta == pytest.approx(0.001)
+    # Without the control's score at this seed, all that there are must do.
+    lost = replace(record, control=make_trial(0, None, outcome="failed", role="control"))
+    assert leaderboard(lost).best.delta == pytest.approx(0.05)
+
+
+def test_trials_with_other_seeds_are_compared_by_way_of_the_control():
+    def board(single):
+        record = final_record()
+        trials = [replace(t, value=single) if t.number == 0 else t for t in record.trials]
+        return leaderboard(replace(record, trials=tuple(trials)))
+
+    # The best is .018 above the control; the limits .004 and .0057 add up to .0069.
+    assert board(0.410 + 0.018 - 0.0068).finished[2].tied_with_best
+    assert not board(0.410 + 0.018 - 0.0070).finished[2].tied_with_best
+
+
+def test_a_finalist_none_of_whose_repeats_has_a_score_stands_behind_those_that_have():
+    record = make_record(
+        make_trial(1, 0.43),
+        make_trial(2, 0.44),
+        repeat(3, 2, None, 1, outcome="diverged"),
+        repeat(4, 1, 0.42, 1),
+        make_trial(0, 0.425),
+    )
+    board = leaderboard(record)
+    assert numbers(board.finished) == [1, 2, 0]
+    assert [row.is_finalist for row in board.finished] == [True, False, False]
+
+
+def test_the_noise_is_what_repeats_show_where_none_is_declared():
+    board = leaderboard(final_record(noise=None))
+    # Three of the control, two pairs .004 apart, and the prior's 4 e-6.
+    squares = sum((x - 0.41333333) ** 2 for x in (0.410, 0.414, 0.416)) + 2 * 8e-6
+    assert board.spread.source == "measured"
+    assert board.spread.degrees_of_freedom == 5
+    assert board.noise == pytest.approx(math.sqrt((squares + 4e-6) / 5))
+    assert board.threshold > 2 * math.sqrt(2) * board.noise
+    assert measured_noise(final_record()).deviation == pytest.approx(math.sqrt(squares / 4))
+
+
+def test_noise_that_nobody_knows_is_assumed():
+    board = leaderboard(make_record(make_trial(0, 0.43), control=control(), noise=None))
+    assert board.spread.source == "assumed"
+    assert board.best.tied_with_control
 
 
 def test_rung_table():

@@ -107,6 +107,7 @@ def test_a_trial_without_a_result_is_a_failure_of_the_study(url: str, outcome: s
     ("outcome", "reason", "told", "message"),
     [
         ("stopped", "", 0.3, "must carry a reason"),
+        ("stopped", "low", 0.3, "does not go with the value 0.3"),
         ("failed", "", None, "must carry a reason"),
         ("finished", "", None, "does not go with the value None"),
         ("finished", "", float("nan"), "does not go with the value nan"),
@@ -138,6 +139,44 @@ def test_known_points_and_the_control(url: str) -> None:
     assert record.searched == (trial,)
     assert record.started == (control, trial)
     assert record.attrs == {"metric": "val/nds"}
+
+
+def test_a_trial_stopped_before_its_first_score_has_no_value(url: str) -> None:
+    ledger = Ledger(url, "s", mode="max")
+    label = add(ledger, 0.5).label
+    ledger.finish(
+        label, outcome="stopped", reason="health: flat", told=None, seconds=5.0, gpu_hours=0.1
+    )
+    (read,) = read_sweep(url, "s").trials
+    assert (read.outcome, read.state, read.told, read.imputed) == ("stopped", "fail", None, False)
+    assert read.gpu_hours == 0.1
+    ledger.append_rung(label := add(ledger, 0.6).label, rung(0.5, 0.2), objective=0.2)
+    with pytest.raises(ValueError, match="does not go with the value None"):
+        ledger.finish(label, outcome="stopped", reason="low", told=None, seconds=5.0, gpu_hours=0)
+
+
+def test_repeats_of_the_control_and_of_finalists_read_back(url: str) -> None:
+    ledger = Ledger(url, "s", mode="max")
+    controls = [add_control(ledger), add_control(ledger)]
+    trial = add(ledger, 0.2)
+    finalist = ledger.add_trial(
+        role="finalist",
+        params={"x": 0.2, "seed": 1},
+        sampled={"x": 0.2},
+        distributions=DISTRIBUTIONS,
+        seed=1,
+        config_hash="89abcdef",
+        repeats=trial.number,
+    )
+    record = read_sweep(url, "s")
+    assert [each.label for each in controls] == ["control-ffffffff", "control2-ffffffff"]
+    assert (record.control, record.control_repeats) == (controls[0], (controls[1],))
+    assert record.controls == tuple(controls)
+    assert record.finalists == (finalist,)
+    assert (finalist.number, finalist.repeats) == (1, 0)
+    assert record.searched == (trial,)
+    assert record.started == (*controls, trial, finalist)
+    assert Ledger(url, "s", mode="max").trials == ledger.trials
 
 
 def test_an_end_half_written_is_carried_out_by_the_next_driver(

@@ -1,9 +1,11 @@
 import csv
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from sweep_samples import make_record, make_spec, make_trial
 
+from sweeps.forecast import forecast
 from sweeps.report import render_report, write_report
 
 CLASSES = {"val/ap/car": 0.6, "val/ap/bus": 0.2}
@@ -64,6 +66,72 @@ def test_every_table_row_has_the_columns_of_its_head(record, spec):
         count = line.replace("\\|", "").count("|")
         columns = columns or count
         assert count == columns, line
+
+
+@pytest.fixture
+def finals(spec):
+    """Trial 2 was chosen first; with new seeds, trial 1 is better."""
+
+    def repeat(number, of, nds, seed, **changes):
+        made = make_trial(number, nds, role="finalist", seed=seed, sampled=sampled(of))
+        return replace(made, repeats=of, **changes)
+
+    attrs = {
+        "spec": spec.dump(),
+        "forecast": forecast(spec, full_hours=1.0, slots=2).dump(),
+        "spent": {"hours": 3.5, "trial_hours": 6.25},
+        "ended_by": {"limit": "trials", "reason": "all 3 trials have begun"},
+    }
+    record = make_record(
+        make_trial(1, 0.430, sampled=sampled(1)),
+        make_trial(2, 0.440, sampled=sampled(2)),
+        repeat(3, 2, 0.420, 1),
+        repeat(4, 1, 0.431, 1),
+        repeat(5, 2, None, 2, outcome="diverged", flags={"loss_rising": "it | rises"}),
+        repeat(6, 1, 0.435, 2),
+        control=make_trial(0, 0.410, role="control"),
+        **attrs,
+    )
+    repeats = tuple(make_trial(seed, 0.412, role="control", seed=seed) for seed in (1, 2))
+    return replace(record, control_repeats=repeats)
+
+
+def test_the_finals_say_what_survives(finals, spec):
+    text = render_report(finals, spec=spec)
+    assert "**t001-abcd1234**, NDS **0.4330**, +0.0210 to the control (above control)." in text
+    assert "It beats the control by more than the noise explains (0.0040)." in text
+    assert "| 0.4300 | 0.4310, 0.4350 | 0.4330 (mean of 2 new seeds, 0.4302 to 0.4358) |" in text
+    lost = next(line for line in text.splitlines() if line.startswith("| t002") and "," in line)
+    assert "| 0.4400 | 0.4200, diverged | 0.4200 (mean of 1 new seed, 0.4160 to 0.4240) |" in lost
+    assert "| control-abcd1234 | | | 0.4113 (mean of 3 seeds, 0.4090 to 0.4136) |" in text
+    assert "| t005-abcd1234 | loss_rising | it \\| rises |" in text
+
+
+def test_a_best_that_does_not_beat_the_control_is_said_so(finals, spec):
+    lower = [
+        replace(trial, value=trial.value - 0.021)
+        if trial.role == "finalist" and trial.value
+        else trial
+        for trial in finals.trials
+    ]
+    text = render_report(replace(finals, trials=tuple(lower)), spec=spec)
+    assert "It does not beat the control beyond the noise (+0.0000" in text
+
+
+def test_the_end_and_the_forecast_stand_against_what_came(finals, spec):
+    text = render_report(finals, spec=spec)
+    assert "3.5 hours on the clock. The search ended by budget.trials: all 3 trials" in text
+    assert "| searched trials | 8 | 2 |" in text
+    assert "| that reach 100% | " in text
+    # Two searched, three of the control, three finals to their end and one to nothing.
+    assert line_with(text, "| full trainings").endswith("| 8 |")
+
+
+def test_an_unknown_noise_is_not_called_declared(record, spec):
+    unknown = replace(record, attrs={**record.attrs, "noise": None})
+    text = render_report(unknown, spec=spec)
+    assert "has not been measured yet and is taken as 0.002" in text
+    assert "declared as" not in text.replace("declared noise", "")
 
 
 def test_an_empty_sweep_has_a_report(spec):

@@ -8,6 +8,9 @@ import synthetic_training
 from spec_samples import small_spec
 from synthetic_training import Bowl
 
+from sweeps.analysis import leaderboard
+from sweeps.finalists import best_trials
+from sweeps.forecast import compare, forecast
 from sweeps.listeners import Listener, SweepContext
 from sweeps.record import RungResult, SweepRecord, TrialRecord, read_sweep
 from sweeps.run import LOCK_NAME, SweepRefused, _name_token, resume_sweep, run_sweep
@@ -28,7 +31,13 @@ def _local_ray() -> Iterator[None]:
     # Ray's processes do not find the modules of the tests.
     ray.cloudpickle.register_pickle_by_value(synthetic_training)
     _name_token()
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=80 << 20)
+    ray.init(
+        num_cpus=2,
+        num_gpus=2,  # logical ones
+        include_dashboard=False,
+        log_to_driver=False,
+        object_store_memory=80 << 20,
+    )
     # Ray forgets the processes it started, which Python complains of when it collects them.
     node = ray._private.worker._global_node
     processes = [info.process for infos in node.all_processes.values() for info in infos]
@@ -140,6 +149,65 @@ def test_hopeless_trials_are_stopped_between_rungs(tmp_path: Path) -> None:
         assert sum(r["kind"] == "rung" for r in spooled) == len(trial.rungs)
     assert record.control is not None
     assert record.control.outcome == "finished"
+
+
+def test_a_control_gives_the_noise_and_the_best_go_to_the_finals(tmp_path: Path) -> None:
+    spec = small_spec(
+        tmp_path,
+        objective="{}",
+        control="{seeds: 2}",
+        finalists="{top: 2, seeds: 2}",
+        budget="{trials: 3}",
+        stopping="{rule: safe, rungs: [0.5, 1.0]}",
+    )
+    expected = forecast(spec, full_hours=None, slots=2)
+    train = Bowl(seed_effect=0.01)
+    record = run_sweep(spec, train, forecast=expected.dump())
+    assert record.attrs["noise"] is None
+    # Seeds 3 and 4 for the noise, 5 for the finals; the finals use 4 and 5.
+    assert [trial.seed for trial in record.controls] == [3, 4, 5]
+    chosen = best_trials(record.searched, 2, "max")
+    assert [(t.repeats, t.seed) for t in record.finalists] == [
+        (chosen[0].number, 4),
+        (chosen[1].number, 4),
+        (chosen[0].number, 5),
+        (chosen[1].number, 5),
+    ]
+    assert [trial.number for trial in record.trials] == list(range(7))
+    for trial in record.finalists:
+        first = record.trials[trial.repeats or 0]
+        assert trial.outcome == "finished"
+        assert {**trial.params, "seed": 3} == first.params
+        assert trial.value == pytest.approx((first.value or 0) + 0.01 * (trial.seed - 3))
+    board = leaderboard(record)
+    assert board.spread.source == "measured"
+    assert [row.num_scores for row in board.finalists] == [2, 2]
+    assert record.attrs["ended_by"]["limit"] == "trials"
+    assert record.attrs["spent"]["hours"] > 0
+    came = {row.what: row.actual for row in compare(expected, record)}
+    assert came["searched trials"] == 3
+    assert came["full trainings, all in all"] == 3 + 3 + 4
+    again = resume_sweep(spec, train)
+    assert (again.trials, again.controls) == (record.trials, record.controls)
+
+
+def test_gpu_hours_end_a_sweep_and_lose_nothing(tmp_path: Path) -> None:
+    spec = small_spec(
+        tmp_path,
+        budget="{gpu_hours: 0.0016}",  # 5.8 s
+        resources="{gpus: 1, cpus: 1}",
+        control="false",
+        search="{sampler: random, seed: 3}",
+    )
+    record = run_sweep(spec, Bowl(pause_s=0.4))
+    assert len(record.searched) >= 2
+    assert all(trial.outcome == "finished" for trial in record.searched)
+    assert record.attrs["ended_by"]["limit"] == "gpu_hours"
+    # One training more than the limit at most, and what two slots wait for Tune.
+    assert 0.0016 - 1.6 / 3600 <= record.attrs["spent"]["trial_hours"] <= 0.0016 + 6 / 3600
+    assert sum(trial.gpu_hours for trial in record.searched) <= record.attrs["spent"]["trial_hours"]
+    again = resume_sweep(spec, Bowl(pause_s=0.4))
+    assert again.trials == record.trials
 
 
 def test_a_second_driver_is_refused(tmp_path: Path) -> None:

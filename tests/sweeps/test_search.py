@@ -1,5 +1,6 @@
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,15 @@ from optuna.samplers import RandomSampler
 from ray.tune.search import Searcher
 from spec_samples import small_spec
 
+from sweeps.forecast import setting_of
 from sweeps.listeners import Audience, Listener
+from sweeps.noise import PRIOR_DEVIATION
+from sweeps.proposing import FeasibleSampler, Proposer
 from sweeps.record import Ledger, RungResult, TrialRecord
-from sweeps.search import FeasibleSampler, Proposer, StudySearcher, config_hash, impute
-from sweeps.spec import SweepSpec
-from sweeps.stopping import Verdict
+from sweeps.search import StudySearcher
+from sweeps.simulation import simulate
+from sweeps.spec import SweepSpec, config_hash
+from sweeps.stopping import Verdict, impute
 from sweeps.trial import TASK_KEY, Ending, Task, to_result
 
 
@@ -133,6 +138,229 @@ def test_no_new_trial_after_the_hours(
     driver.finish(tune_id, 0.1, 0.2)
     # The hours before a resume count.
     assert Driver(driver.spec, ledgers).try_start() == Searcher.FINISHED
+
+
+FINALS = {
+    "budget": "{trials: 3}",
+    "finalists": "{top: 2, seeds: 2}",
+    "stopping": "{rule: fast, rungs: [0.5, 1.0]}",
+}
+
+
+def play_search(driver: Driver, values: tuple[float, ...]) -> list[Task]:
+    """The control, then searched trials with these values."""
+    driver.finish(driver.start()[0], 0.1, 0.2)
+    tasks = []
+    for value in values:
+        tune_id, task = driver.start()
+        driver.finish(tune_id, value, value)
+        tasks.append(task)
+    return tasks
+
+
+def test_the_best_trials_and_the_control_are_repeated_with_new_seeds(
+    tmp_path: Path, ledgers: list[Ledger]
+) -> None:
+    driver = Driver(small_spec(tmp_path, **FINALS), ledgers)
+    first, second, third = play_search(driver, (0.30, 0.31, 0.32))
+    finals = []
+    while isinstance(got := driver.try_start(), tuple):
+        finals.append(got[1])
+        driver.finish(got[0], 0.0, 0.1)  # no final is stopped, however low it stands
+    assert got == Searcher.FINISHED
+    assert [(task.label.split("-")[0], task.params["seed"]) for task in finals] == [
+        ("control2", 4),
+        ("t003", 4),
+        ("t004", 4),
+        ("control3", 5),
+        ("t005", 5),
+        ("t006", 5),
+    ]
+    assert finals[1].params == {**third.params, "seed": 4}
+    assert finals[2].params == {**second.params, "seed": 4}
+    assert len({task.label for task in finals}) == 6
+    record = driver.ledger.read()
+    assert [trial.repeats for trial in record.finalists] == [2, 1, 2, 1]
+    assert record.attrs["ended_by"] == {"limit": "trials", "reason": "all 3 trials have begun"}
+    assert first.label in {trial.label for trial in record.searched}
+
+
+def test_hours_that_end_after_the_last_final_has_begun_cut_nothing_off(
+    tmp_path: Path, ledgers: list[Ledger], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = small_spec(tmp_path, **{**FINALS, "budget": "{trials: 3, hours: 5}"})
+    driver = Driver(spec, ledgers)
+    play_search(driver, (0.30, 0.31, 0.32))
+    begun = [driver.start()[0] for _ in range(5)]
+    monkeypatch.setattr(driver.searcher, "_started_at", driver.searcher._started_at - 5 * 3600)
+    assert driver.try_start() == Searcher.FINISHED
+    assert driver.ledger.read().attrs["ended_by"]["limit"] == "hours"
+    assert driver.ledger.read().attrs["ended_by"]["reason"].endswith("before the finals ended")
+    assert len(begun) == 5
+
+    other = Driver(small_spec(tmp_path / "other", **{**FINALS, "budget": "{trials: 3}"}), ledgers)
+    play_search(other, (0.30, 0.31, 0.32))
+    for _ in range(6):
+        other.start()
+    monkeypatch.setattr(other.searcher, "_course", replace(other.searcher._course, hours=5.0))
+    monkeypatch.setattr(other.searcher, "_started_at", other.searcher._started_at - 5 * 3600)
+    assert other.try_start() == Searcher.FINISHED
+    assert other.ledger.read().attrs["ended_by"]["limit"] == "trials"
+
+
+def test_finals_wait_for_the_last_search_trial(tmp_path: Path, ledgers: list[Ledger]) -> None:
+    driver = Driver(small_spec(tmp_path, **FINALS), ledgers)
+    play_search(driver, (0.30, 0.31))
+    last, task = driver.start()
+    assert driver.try_start() is None
+    driver.finish(last, 0.32, 0.40)
+    _, control = driver.start()
+    _, final = driver.start()
+    assert control.label.startswith("control2-")
+    assert final.params["x"] == task.params["x"]
+
+
+@pytest.mark.parametrize("num_done", range(7))
+def test_a_new_driver_repeats_no_final_and_loses_none(
+    tmp_path: Path, ledgers: list[Ledger], num_done: int
+) -> None:
+    driver = Driver(small_spec(tmp_path, **FINALS), ledgers)
+    play_search(driver, (0.30, 0.31, 0.32))
+    begun = []
+    for i in range(num_done):
+        tune_id, task = driver.start()
+        begun.append(task.label)
+        if i < num_done - 1:  # the last one is under way when the driver dies
+            driver.finish(tune_id, 0.3, 0.3) if num_done < 7 else driver.end(tune_id, "failed", "x")
+    again = Driver(driver.spec, ledgers)
+    labels = begun[:-1]
+    while isinstance(got := again.try_start(), tuple):
+        labels.append(got[1].label)
+        again.finish(got[0], 0.3, 0.3)
+    assert got == Searcher.FINISHED
+    assert len(labels) == len(set(labels)) == 6
+    assert set(begun) <= set(labels)
+    record = again.ledger.read()
+    assert len(record.finalists) == 4
+    assert len(record.controls) == 3
+    assert all(trial.outcome for trial in record.started)
+
+
+def test_a_search_without_a_result_has_no_finals(tmp_path: Path, ledgers: list[Ledger]) -> None:
+    driver = Driver(small_spec(tmp_path, **FINALS), ledgers)
+    driver.finish(driver.start()[0], 0.1, 0.2)
+    for _ in range(3):
+        driver.end(driver.start()[0], "diverged", "nan")
+    assert driver.try_start() == Searcher.FINISHED
+
+
+def test_the_control_measures_the_noise_before_safe_stops_anything(
+    tmp_path: Path, ledgers: list[Ledger]
+) -> None:
+    spec = small_spec(
+        tmp_path,
+        objective="{}",
+        control="{seeds: 2}",
+        stopping="{rule: safe, rungs: [0.5, 1.0]}",
+        budget="{trials: 8}",
+    )
+    driver = Driver(spec, ledgers)
+    (first, one), (second, two) = driver.start(), driver.start()
+    assert [task.label.split("-")[0] for task in (one, two)] == ["control", "control2"]
+    assert [task.params["seed"] for task in (one, two)] == [3, 4]
+    for value in (0.30, 0.31, 0.32, 0.33):
+        driver.rung(driver.start()[0], 0, value)
+    driver.finish(first, 0.3, 0.40)
+    hopeless, _ = driver.start()
+    verdict = driver.rung(hopeless, 0, 0.0)
+    assert (verdict.stop, verdict.reason) == (
+        False,
+        "the control has not measured the noise yet",
+    )
+    driver.finish(second, 0.3, 0.41)
+    verdict = driver.rung(driver.start()[0], 0, 0.0)
+    # Scatter 0.01/sqrt(2) with one degree of freedom, drawn towards 0.002 with one.
+    sigma = np.sqrt((0.002**2 + 0.01**2 / 2) / 2)
+    assert verdict.stop
+    assert verdict.reason.endswith(f"less 1.4 x {sigma:.4f}")
+
+
+def test_gpu_hours_end_the_search_and_a_resume_counts_what_was_spent(
+    tmp_path: Path, ledgers: list[Ledger], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = small_spec(
+        tmp_path, budget="{gpu_hours: 2}", resources="{gpus: 1}", control="false", known="[]"
+    )
+    driver = Driver(spec, ledgers)
+    tune_id, task = driver.start()
+    begin_earlier(driver, 1.5)
+    assert isinstance(driver.try_start(), tuple)  # half an hour is left
+    begin_earlier(driver, 0.25)  # each of the two: 2 h are spent
+    assert driver.try_start() == Searcher.FINISHED
+    # What runs goes on to its end.
+    driver.finish(tune_id, 0.1, 0.2)
+    assert driver.trial(task.label).outcome == "finished"
+    record = driver.ledger.read()
+    assert record.attrs["ended_by"]["limit"] == "gpu_hours"
+    assert "2 of 2 GPU-hours are spent" in record.attrs["ended_by"]["reason"]
+    assert record.attrs["spent"]["trial_hours"] == pytest.approx(2.0, abs=0.01)
+    again = Driver(spec, ledgers)
+    _, waiting = again.start()  # the one that ran when the driver died
+    assert waiting.attempt == 2
+    assert again.try_start() == Searcher.FINISHED
+
+
+def begin_earlier(driver: Driver, hours: float) -> None:
+    for running in driver.searcher._running.values():
+        running.since -= hours * 3600
+
+
+@pytest.mark.parametrize("rule", ["safe", "fast", "none"])
+@pytest.mark.parametrize("noise", ["{noise: 0.002}", "{}"])
+def test_a_real_sweep_stops_what_the_forecast_stops(
+    tmp_path: Path, ledgers: list[Ledger], rule: str, noise: str
+) -> None:
+    rungs = "rungs: [0.25, 0.5, 1.0], val_shares: [0.5, 1.0, 1.0]"
+    spec = small_spec(
+        tmp_path,
+        objective=noise,
+        control="{seeds: 2}",
+        stopping=f"{{rule: {rule}, {rungs}}}",
+        budget="{trials: 12}",
+        finalists="{top: 1, seeds: 1}",
+    )
+    driver = Driver(spec, ledgers, slots=1)
+    # The control's two scores differ so that the measured noise is the simulated one.
+    gap = np.sqrt(2 * (2 * PRIOR_DEVIATION**2 - PRIOR_DEVIATION**2))
+    setting = setting_of(spec, full_hours=1.0, slots=1)
+    sweep = simulate(setting, np.random.default_rng(5))
+    ends = []
+    for number, trial in enumerate(sweep.trials):
+        tune_id, _ = driver.start()
+        scores = trial.scores if trial.kind == "search" else (0.0, 0.0, gap * (number == 1))
+        for index, score in enumerate(scores):
+            if driver.rung(tune_id, index, score).stop:
+                break
+        else:
+            driver.end(tune_id)
+        ends.append((trial.kind, trial.stopped, trial.rungs))
+    assert driver.try_start() == Searcher.FINISHED
+    record = driver.ledger.read()
+    expected = [(stopped, rungs) for kind, stopped, rungs in ends if kind == "search"]
+    assert [(t.outcome == "stopped", len(t.rungs)) for t in record.searched] == expected
+    assert any(stopped for stopped, _ in expected) == (rule != "none")
+
+
+def test_flags_of_the_health_rules_are_in_the_record(tmp_path: Path, ledgers: list[Ledger]) -> None:
+    driver = Driver(small_spec(tmp_path, control="false"), ledgers)
+    tune_id, _ = driver.start()
+    reason = "health: loss_rising: it rises"
+    ending = Ending(outcome="stopped", reason=reason, seconds=5.0)
+    driver.searcher.on_trial_complete(tune_id, to_result(ending, {"loss_rising": "it rises"}))
+    (read,) = driver.ledger.read().trials
+    assert (read.outcome, read.told, read.state) == ("stopped", None, "fail")
+    assert read.flags == {"loss_rising": "it rises"}
+    assert read.reason == reason
 
 
 def test_scores_are_in_the_study_before_the_verdict_is(
@@ -384,15 +612,51 @@ def test_a_resumed_search_does_not_repeat_its_first_draws(tmp_path: Path) -> Non
     assert again != first
 
 
-def test_the_sampler_learns_that_a_point_diverged(tmp_path: Path) -> None:
+def test_the_sampler_is_told_the_worst_value_of_a_point_that_diverged(tmp_path: Path) -> None:
     spec = small_spec(tmp_path)
     trials = [ended(0, {"x": 0.1, "y": 0.1}, 0.3), ended(1, {"x": 0.2, "y": 0.1}, 0.5)]
     proposer = Proposer(spec, spec.build_space(), trials)
     sampled = proposer.propose()
+    assert [t.constraints for t in proposer._study.trials] == [{}, {}, {}]
+    waiting = proposer.propose()
     proposer.learn(ended(2, sampled, None))
-    assert [t.value for t in proposer._study.trials] == [0.3, 0.5, 0.3]
+    told = [(t.value, t.constraints, t.state.name) for t in proposer._study.trials]
+    assert told == [
+        (0.3, {"sound": -1.0}, "COMPLETE"),
+        (0.5, {"sound": -1.0}, "COMPLETE"),
+        (0.3, {"sound": 1.0}, "COMPLETE"),
+        (None, {}, "RUNNING"),
+    ]
+    assert proposer._study.trials[3].params == waiting
     resumed = Proposer(spec, spec.build_space(), [*trials, ended(2, sampled, None)])
     assert [t.value for t in resumed._study.trials] == [0.3, 0.5, 0.3]
+
+
+@pytest.mark.parametrize(
+    ("sampler", "outcome"), [("gp", "diverged"), ("gp", "stopped"), ("tpe", "failed")]
+)
+def test_the_search_leaves_a_region_that_goes_wrong(
+    tmp_path: Path, sampler: str, outcome: str
+) -> None:
+    # The score does not tell where trainings go wrong: beyond x = 0.5, all of them.
+    spec = small_spec(
+        tmp_path, search=f"{{sampler: {sampler}, seed: 2, startup: 6}}", constraints="[]"
+    )
+    proposer = Proposer(spec, spec.build_space(), [])
+    beyond = []
+    for number in range(44 if sampler == "tpe" else 24):
+        sampled = proposer.propose()
+        wrong = float(sampled["x"]) > 0.5
+        beyond.append(wrong)
+        trial = ended(number, sampled, None if wrong else float(sampled["y"]))
+        if wrong:
+            reason = "health: loss_rising: it rises" if outcome == "stopped" else "nan"
+            trial = replace(trial, outcome=outcome, reason=reason)
+        proposer.learn(trial)
+    assert any(beyond)
+    # Half of all points lie there. The GP is sure of it sooner.
+    last, most = (20, 4) if sampler == "tpe" else (10, 1)
+    assert sum(beyond[-last:]) <= most, beyond
 
 
 def test_the_first_trial_may_diverge(tmp_path: Path) -> None:

@@ -1,0 +1,83 @@
+"""Finals whose driver is killed in their midst: nothing repeated twice, nothing lost."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from test_kill_resume import NUM_STEPS, ROOT, WAIT_S, kill_all
+
+from sweeps.finalists import best_trials
+from sweeps.record import SweepRecord, read_sweep, sqlite_url
+
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
+
+
+def start(command: str, path: Path) -> subprocess.Popen[str]:
+    paths = [str(ROOT), str(ROOT / "tests" / "sweeps")]
+    driver = Path(__file__).with_name("finals_driver.py")
+    return subprocess.Popen(
+        [sys.executable, str(driver), command, str(path / "sweeps"), str(path / "logs")],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def record_of(path: Path) -> SweepRecord | None:
+    try:
+        return read_sweep(sqlite_url(path / "sweeps" / "small" / "study.db"), "small")
+    except (FileNotFoundError, KeyError):
+        return None
+
+
+def test_finals_that_are_killed_repeat_nothing_and_lose_nothing(tmp_path: Path) -> None:
+    (tmp_path / "logs").mkdir()
+    num_seen = 0
+    for command in ("run", "resume"):
+        process = start(command, tmp_path)
+        try:
+            deadline = time.monotonic() + WAIT_S
+            while True:
+                record = record_of(tmp_path)
+                finals = record.finalists if record else ()
+                halfway = any(trial.outcome is None and trial.rungs for trial in finals)
+                if len(finals) > num_seen and halfway:
+                    break
+                assert process.poll() is None, process.communicate()[0]
+                assert time.monotonic() < deadline, record
+                time.sleep(0.02)
+        finally:
+            kill_all(process)
+            process.communicate()
+        num_seen = len(finals)
+    at_kill = record_of(tmp_path)
+    assert at_kill is not None
+
+    process = start("resume", tmp_path)
+    output, _ = process.communicate(timeout=WAIT_S)
+    assert process.returncode == 0, output
+    record = record_of(tmp_path)
+    assert record is not None
+
+    chosen = [trial.number for trial in best_trials(record.searched, 2, "max")]
+    assert sorted((trial.repeats or 0, trial.seed) for trial in record.finalists) == sorted(
+        (number, seed) for number in chosen for seed in (4, 5)
+    )
+    assert [trial.seed for trial in record.controls] == [3, 4, 5]
+    assert [trial.number for trial in record.trials] == list(range(3 + 4))
+    assert all(trial.outcome == "finished" for trial in record.started)
+    for before in at_kill.started:
+        after = next(trial for trial in record.started if trial.label == before.label)
+        assert after.params == before.params
+        assert after.rungs[: len(before.rungs)] == before.rungs
+        if before.outcome is not None:
+            assert after == before
+    # What really trained, whatever the sweep says: each training once to its end.
+    logs = {file.name: file.read_text().splitlines() for file in (tmp_path / "logs").iterdir()}
+    assert set(logs) == {trial.label for trial in record.started}
+    for label, lines in logs.items():
+        assert lines.count(f"end {NUM_STEPS}") == 1, label
