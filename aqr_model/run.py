@@ -57,7 +57,7 @@ class Run:
     plan: Plan
     workers: Workers
     evaluator: Evaluator
-    monitor: AqrMonitor | None
+    monitor: AqrMonitor
     progress: Progress
     workdir: Path
     report: Report | None
@@ -114,7 +114,7 @@ def build_run(
         plan=plan,
         workers=workers,
         evaluator=Evaluator(cfg, device=device),
-        monitor=None if own is None else AqrMonitor(model, cfg, own),
+        monitor=AqrMonitor(model, cfg, own, workers=workers, workdir=workdir),
         progress=Progress(
             own,
             plan,

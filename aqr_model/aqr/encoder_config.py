@@ -24,7 +24,7 @@ class EncoderSpec:
         feedforward_channels: Hidden width of the feed-forward part.
         dropout: Of the attention weights and of the attention's output, in [0, 1).
         ffn_drop: After each linear layer of the feed-forward part, in [0, 1).
-        with_cp: Recompute the attention in the backward pass instead of keeping its windows.
+        with_cp: Accepted; windows are always gathered again in the backward pass.
 
     Raises:
         ValueError: If a number is outside its range.

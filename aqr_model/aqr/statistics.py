@@ -7,9 +7,19 @@ import torch
 from torch import Tensor, nn
 
 from .feature_modulator import FeatureModulator
+from .observed import Observed, bev_box_mask, observe
 from .projection import BevGrid, Projection
 from .weight_generator import QueryWeights
 from .weight_renderer import WeightMaps, WeightRenderer
+
+__all__ = [
+    "aqr_statistics",
+    "bev_box_mask",
+    "describe",
+    "gradient_norms",
+    "histograms",
+    "histograms_of",
+]
 
 _QUANTILES = {
     "min": 0.0, "q01": 0.01, "q05": 0.05, "q25": 0.25, "q50": 0.5, "q75": 0.75, "q95": 0.95,
@@ -24,7 +34,6 @@ _GRADIENT_PARTS = (
 )
 
 
-@torch.no_grad()
 def aqr_statistics(
     *,
     weights: QueryWeights,
@@ -37,25 +46,48 @@ def aqr_statistics(
     gt_boxes: Sequence[Tensor] | None = None,
     grid: BevGrid | None = None,
 ) -> dict[str, float]:
-    """Describe weights, maps and modulation of one forward.
+    """Describe weights, maps and modulation of one forward: `observe`, then `describe`.
+
+    Args:
+        weights: See `observe`, like all that follow but two.
+        maps: [B, H, W] and [B, V, h, w]
+        projection: Where the queries lie.
+        bev: Features before and after the modulation. [B, C, H, W] each
+        camera: The same of the cameras. [B * V, C, h, w] each
+        renderer: See `describe`.
+        modulator: See `describe`.
+        gt_boxes: Of each sample. [n, >= 7] each
+        grid: Of the BEV features; needed with `gt_boxes`.
+
+    Returns:
+        See `describe`.
+    """
+    observed = observe(
+        weights=weights,
+        maps=maps,
+        projection=projection,
+        bev=bev,
+        camera=camera,
+        gt_boxes=gt_boxes,
+        grid=grid,
+    )
+    return describe(observed, renderer=renderer, modulator=modulator)
+
+
+@torch.no_grad()
+def describe(
+    observed: Observed, *, renderer: WeightRenderer, modulator: FeatureModulator
+) -> dict[str, float]:
+    """Turn an observation into numbers.
 
     Everything is reduced on the device and read once. Weights count where their modality sees the
     query. What has nothing to count (no query in a box, a camera without queries) is left out
     instead of being invented.
 
-    B batch, Q queries, V views, C channels.
-
     Args:
-        weights: [B, Q] each
-        maps: [B, H, W] and [B, V, h, w]
-        projection: Where the queries lie.
-        bev: Features before and after the modulation. [B, C, H, W] each
-        camera: The same of the cameras. [B * V, C, h, w] each
+        observed: Of one forward, or of those of several processes, joined.
         renderer: Gives the effective clamp and sigma.
         modulator: Gives the effective residual weight.
-        gt_boxes: Of each sample x, y, z, dx, dy, dz, yaw, ...; metres, radians. [n, >= 7] each.
-            Only x, y, dx, dy and yaw are read.
-        grid: Of the BEV features; needed with `gt_boxes`.
 
     Returns:
         `aqr/<group>/<statistic>`; the groups are lidar_weights_stats, camera_weights_stats,
@@ -63,29 +95,26 @@ def aqr_statistics(
         effective. Per-camera values end in `cam0`, `cam1`, ...
 
     Raises:
-        ValueError: If boxes come without a grid, or not one set for each sample.
         FloatingPointError: If a value is not finite: the features or the weights are not.
     """
-    boxes = None
-    if gt_boxes is not None:
-        boxes = _boxes_on_grid(gt_boxes, grid, maps.bev)
-    clamp = renderer.max_weight_clamp
+    in_view = observed.visible.any(1)
     found = {
-        **_weights("lidar_weights_stats", weights.lidar, projection.bev_valid),
-        **_weights("camera_weights_stats", weights.camera, projection.camera_visible.any(1)),
-        **_map("weight_map_bev_stats", maps.bev, clamp),
-        **_map("weight_map_pers_stats", maps.camera, clamp),
-        **_cameras(weights.camera, maps.camera, projection.camera_visible),
-        **_modulation("modulation_effect_bev", *bev),
-        **_modulation("modulation_effect_pers", *camera),
+        **_weights("lidar_weights_stats", observed.lidar, observed.on_grid),
+        **_weights("camera_weights_stats", observed.camera, in_view),
+        **_map("weight_map_bev_stats", observed.bev_map, renderer),
+        **_map("weight_map_pers_stats", observed.camera_maps, renderer),
+        **_cameras(observed),
+        **_modulation("modulation_effect_bev", observed.bev_change),
+        **_modulation("modulation_effect_pers", observed.camera_change),
     }
-    if boxes is not None:
-        found |= _in_boxes(weights, maps, projection, boxes)
+    if observed.boxes is not None and observed.in_box is not None:
+        found |= _in_boxes(observed, observed.boxes, observed.in_box)
+    clamp = renderer.max_weight_clamp
     effective = {
-        "aqr/effective/residual_weight": modulator.residual_weight,
-        "aqr/effective/max_weight_clamp": clamp,
-        "aqr/effective/gaussian_sigma": renderer.gaussian_sigma,
-        "aqr/effective/amplification": modulator.max_gain(clamp),
+        "aqr/effective/residual_weight": float(modulator.residual_weight),
+        "aqr/effective/max_weight_clamp": float(clamp),
+        "aqr/effective/gaussian_sigma": float(renderer.gaussian_sigma),
+        "aqr/effective/amplification": float(modulator.max_gain(clamp)),
     }
     values = _read_once(found)
     broken = next((name for name, value in values.items() if not math.isfinite(value)), None)
@@ -94,7 +123,6 @@ def aqr_statistics(
     return values | effective
 
 
-@torch.no_grad()
 def histograms(
     *, weights: QueryWeights, maps: WeightMaps, projection: Projection, max_weight_clamp: float
 ) -> dict[str, list[float]]:
@@ -104,21 +132,43 @@ def histograms(
         weights: [B, Q] each; counted where their modality sees the query.
         maps: [B, H, W] and [B, V, h, w]
         projection: Where the queries lie.
-        max_weight_clamp: c, the end of the last bin of the maps.
+        max_weight_clamp: c, the end of the last bin of the maps, which also takes what is above.
 
     Returns:
         Shares by group, 20 each. They sum to 1, or to 0 where nothing was counted.
     """
-    everywhere = {
-        "weight_map_bev_stats": (maps.bev, max_weight_clamp),
-        "weight_map_pers_stats": (maps.camera, max_weight_clamp),
-    }
+    return _histograms(
+        lidar=(weights.lidar, projection.bev_valid),
+        camera=(weights.camera, projection.camera_visible.any(1)),
+        maps=maps,
+        clamp=max_weight_clamp,
+    )
+
+
+def histograms_of(observed: Observed, *, max_weight_clamp: float) -> dict[str, list[float]]:
+    """`histograms` of an observation."""
+    return _histograms(
+        lidar=(observed.lidar, observed.on_grid),
+        camera=(observed.camera, observed.visible.any(1)),
+        maps=WeightMaps(bev=observed.bev_map, camera=observed.camera_maps),
+        clamp=max_weight_clamp,
+    )
+
+
+@torch.no_grad()
+def _histograms(
+    *,
+    lidar: tuple[Tensor, Tensor],
+    camera: tuple[Tensor, Tensor],
+    maps: WeightMaps,
+    clamp: float,
+) -> dict[str, list[float]]:
+    """Values of the weights with what counts of them; all of the maps counts."""
     shares = {
-        "lidar_weights_stats": _shares(weights.lidar, projection.bev_valid, 1.0),
-        "camera_weights_stats": _shares(weights.camera, projection.camera_visible.any(1), 1.0),
-    } | {
-        name: _shares(values, torch.ones_like(values, dtype=torch.bool), end)
-        for name, (values, end) in everywhere.items()
+        "lidar_weights_stats": _shares(*lidar, 1.0),
+        "camera_weights_stats": _shares(*camera, 1.0),
+        "weight_map_bev_stats": _shares(maps.bev, _all_of(maps.bev), clamp),
+        "weight_map_pers_stats": _shares(maps.camera, _all_of(maps.camera), clamp),
     }
     rows = torch.stack(list(shares.values())).tolist()
     return {f"aqr/{name}/histogram": row for name, row in zip(shares, rows, strict=True)}
@@ -144,44 +194,6 @@ def gradient_norms(named_parameters: Iterable[tuple[str, nn.Parameter]]) -> dict
     return _read_once({f"aqr/grad_norm/{part}": (norm, None) for part, norm in norms.items()})
 
 
-def bev_box_mask(boxes: Tensor, *, grid: BevGrid, bev_shape: tuple[int, int]) -> Tensor:
-    """Mark the BEV cells whose centre lies in a box.
-
-    Args:
-        boxes: x, y, z, dx, dy, dz, yaw, ...; LiDAR metres, yaw counter-clockwise. [n, >= 7]
-        grid: Of the BEV features.
-        bev_shape: Its rows and columns.
-
-    Returns:
-        The mask. [H, W]
-    """
-    start = grid.point_cloud_range
-    x = start[0] + (torch.arange(bev_shape[1], device=boxes.device) + 0.5) * grid.cell_size[0]
-    y = start[1] + (torch.arange(bev_shape[0], device=boxes.device) + 0.5) * grid.cell_size[1]
-    dx = x[None, None, :] - boxes[:, 0, None, None]
-    dy = y[None, :, None] - boxes[:, 1, None, None]
-    cos, sin = boxes[:, 6].cos()[:, None, None], boxes[:, 6].sin()[:, None, None]
-    along = (dx * cos + dy * sin).abs() <= boxes[:, 3, None, None] / 2
-    across = (dy * cos - dx * sin).abs() <= boxes[:, 4, None, None] / 2
-    return (along & across).any(dim=0)
-
-
-def _boxes_on_grid(gt_boxes: Sequence[Tensor], grid: BevGrid | None, bev_map: Tensor) -> Tensor:
-    """One mask a sample. -> [B, H, W]."""
-    if grid is None or len(gt_boxes) != len(bev_map):
-        raise ValueError(
-            "`gt_boxes` must hold the boxes of each sample and come with `grid`, but got"
-            f" {len(gt_boxes)} for {len(bev_map)} samples, grid={grid}."
-        )
-    rows, cols = bev_map.shape[1:]
-    return torch.stack(
-        [
-            bev_box_mask(boxes.to(bev_map.device), grid=grid, bev_shape=(rows, cols))
-            for boxes in gt_boxes
-        ]
-    )
-
-
 # A value, and the number of elements behind it where that may be 0.
 Counted = tuple[Tensor, Tensor | None]
 
@@ -197,10 +209,30 @@ def _weights(group: str, weights: Tensor, seen: Tensor) -> dict[str, Counted]:
     return _named(group, found)
 
 
-def _map(group: str, weight_map: Tensor, clamp: float) -> dict[str, Counted]:
-    """Distribution of a map, and how much of it stands at the clamp."""
-    found = _distribution(weight_map, torch.ones_like(weight_map, dtype=torch.bool))
-    return _named(group, found | {"share_saturated": ((weight_map >= clamp).float().mean(), None)})
+def _map(group: str, weight_map: Tensor, renderer: WeightRenderer) -> dict[str, Counted]:
+    """Distribution of a map, and how much of it stands at its bound. [B, ...]."""
+    everywhere = _all_of(weight_map)
+    found = {
+        **_distribution(weight_map, everywhere),
+        "share_low": _mean((weight_map < _LOW_WEIGHT).float(), everywhere),
+        "share_high": _mean((weight_map > _HIGH_WEIGHT).float(), everywhere),
+        "share_saturated": ((weight_map >= _bound(weight_map, renderer)).float().mean(), None),
+    }
+    return _named(group, found)
+
+
+def _bound(weight_map: Tensor, renderer: WeightRenderer) -> Tensor | float:
+    """The clamp; where it adapts to each sample, the largest value, if one rises at all."""
+    clamp = renderer.max_weight_clamp
+    if renderer.clamp_quantile == 1:
+        return clamp
+    background = 0.0 if renderer.semantics.background == "zero" else 1.0
+    top = weight_map.amax(dim=tuple(range(1, weight_map.dim())), keepdim=True)
+    return torch.where(top > background, top, clamp)
+
+
+def _all_of(values: Tensor) -> Tensor:
+    return torch.ones_like(values, dtype=torch.bool)
 
 
 def _distribution(values: Tensor, counted: Tensor) -> dict[str, Counted]:
@@ -217,46 +249,43 @@ def _distribution(values: Tensor, counted: Tensor) -> dict[str, Counted]:
     return found | {name: (value, count) for name, value in zip(_QUANTILES, quantiles, strict=True)}
 
 
-def _cameras(weights: Tensor, maps: Tensor, visible: Tensor) -> dict[str, Counted]:
-    """Map and weights of each camera. [B, Q], [B, V, h, w], [B, V, Q]."""
+def _cameras(observed: Observed) -> dict[str, Counted]:
+    """Weights, map and modulation of each camera."""
     found: dict[str, Counted] = {}
-    for view in range(maps.shape[1]):
+    for view in range(observed.camera_maps.shape[1]):
+        of_view = observed.camera_maps[:, view]
+        count, _, _, relative, _ = observed.camera_change[:, view].sum(0).unbind()
+        weight, number = _mean(observed.camera, observed.visible[:, view])
         found |= {
-            f"aqr/weight_map_pers_stats/mean_cam{view}": (maps[:, view].mean(), None),
-            f"aqr/weight_map_pers_stats/max_cam{view}": (maps[:, view].max(), None),
-            f"aqr/camera_weights_stats/mean_cam{view}": _mean(weights, visible[:, view]),
+            f"aqr/weight_map_pers_stats/mean_cam{view}": (of_view.mean(), None),
+            f"aqr/weight_map_pers_stats/max_cam{view}": (of_view.max(), None),
+            f"aqr/camera_weights_stats/mean_cam{view}": (weight, number),
+            f"aqr/modulation_effect_pers/relative_change_cam{view}": (relative / count, None),
         }
     return found
 
 
-def _modulation(group: str, before: Tensor, after: Tensor) -> dict[str, Counted]:
-    """How far the modulation moved the features."""
-    before = before.float()
-    change = after.float() - before
-    size = change.abs()
+def _modulation(group: str, change: Tensor) -> dict[str, Counted]:
+    """How far the modulation moved the features. [B, V, 5], see `Observed`."""
+    count, total, squares, relative, _ = change.sum((0, 1)).unbind()
+    mean = total / count
     moved = {
-        "mean_change": change.mean(),
-        "std_change": change.std(correction=0),
-        "max_change": size.max(),
-        "relative_change": (size / (before.abs() + 1e-8)).mean(),
+        "mean_change": mean,
+        "std_change": (squares / count - mean * mean).clamp(min=0).sqrt(),
+        "max_change": change[..., 4].max(),
+        "relative_change": relative / count,
     }
     return _named(group, {name: (value, None) for name, value in moved.items()})
 
 
-def _in_boxes(
-    weights: QueryWeights, maps: WeightMaps, projection: Projection, boxes: Tensor
-) -> dict[str, Counted]:
-    """Weights of queries, and the BEV map, inside and outside the boxes. [B, H, W]."""
-    rows, cols = boxes.shape[1:]
-    cells = (projection.bev_cells + 0.5).floor().long()
-    token = cells[..., 0].clamp(0, rows - 1) * cols + cells[..., 1].clamp(0, cols - 1)
-    inside = boxes.flatten(1).gather(1, token)
-    on_grid = projection.bev_valid
-    in_view = on_grid & projection.camera_visible.any(1)
+def _in_boxes(observed: Observed, boxes: Tensor, inside: Tensor) -> dict[str, Counted]:
+    """Weights of queries, and the BEV map, inside and outside the boxes. [B, H, W], [B, Q]."""
+    on_grid = observed.on_grid
+    in_view = on_grid & observed.visible.any(1)
     compared = {
-        "lidar_weights_stats": (weights.lidar, on_grid & inside, on_grid & ~inside),
-        "camera_weights_stats": (weights.camera, in_view & inside, in_view & ~inside),
-        "weight_map_bev_stats": (maps.bev, boxes, ~boxes),
+        "lidar_weights_stats": (observed.lidar, on_grid & inside, on_grid & ~inside),
+        "camera_weights_stats": (observed.camera, in_view & inside, in_view & ~inside),
+        "weight_map_bev_stats": (observed.bev_map, boxes, ~boxes),
     }
     found: dict[str, Counted] = {}
     for group, (values, within, without) in compared.items():

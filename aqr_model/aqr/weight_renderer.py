@@ -27,6 +27,9 @@ _THRESHOLD = 0.01
 # The users' distance kernel reaches over this share of the map's shorter side.
 _DISTANCE_SHARE = 0.2
 
+# Where reading a value makes nobody wait, so that shapes may follow from what is seen.
+_HOSTS = ("cpu",)
+
 
 class WeightMaps(NamedTuple):
     """Maps in [0, clamp]; 1 changes nothing. B batch, V views."""
@@ -197,6 +200,8 @@ class WeightRenderer(nn.Module):
         self, weights: Tensor, cells: Tensor, seen: Tensor, shape: tuple[int, int, int]
     ) -> Tensor:
         each = weights[:, None].expand(-1, shape[0], -1)
+        if weights.device.type in _HOSTS:
+            each, cells, seen = _seen_first(each, cells, seen)
         drawn = self._draw(each, cells, seen, shape[1:])
         both = self.semantics.clamped == "both"
         return self._bounded(drawn, clamped=self.normalize_weights and both)
@@ -357,3 +362,15 @@ def _check_inert(name: str, value: float, accepted: float) -> None:
             f"`{name}` has no effect on maps with a neutral background and must be {accepted}, but"
             f" got {value}. Leave it out, or set `semantics.background` to 'zero'."
         )
+
+
+def _seen_first(weights: Tensor, cells: Tensor, seen: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Drop queries that a view does not see, as far as all views can: five of six.
+
+    Their number decides a shape; on a GPU, whose products are fast, the host would wait for it.
+    [..., Q], [..., Q, 2], [..., Q]
+    """
+    most = int(seen.sum(-1).max()) if seen.numel() else 0
+    order = seen.byte().argsort(dim=-1, descending=True, stable=True)[..., :most]
+    places = order[..., None].expand(*order.shape, 2)
+    return weights.gather(-1, order), cells.gather(-2, places), seen.gather(-1, order)

@@ -1,20 +1,35 @@
 """Cross-attention that reads a window of memory around each query and nothing else."""
 
-from typing import NamedTuple
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch.autograd.function import once_differentiable
 
 from .encoder_config import EncoderSpec
 from .projection import Projection
 
+# Gathered keys or values of one piece of work. On a CPU they should stay in its cache, where two
+# megabytes to sixteen are equally fast; a GPU wants few launches. Peak memory grows with it.
+_CPU_PIECE_BYTES = 4 << 20
+_GPU_PIECE_BYTES = 128 << 20
 
-class Windows(NamedTuple):
-    """The memory tokens that each query reads; L tokens, the largest count of the batch."""
 
-    tokens: Tensor  # index into the memory; 0 where blocked. [B, Q, L]
-    blocked: Tensor  # padding: outside the map, or no such view. [B, Q, L]
+class WindowGroup(NamedTuple):
+    """The windows of the queries that one number of views sees, so that all have one length.
+
+    N queries of the group, L tokens of all windows of a query.
+    """
+
+    queries: Tensor  # index into the batch's queries, sample by sample. [N]
+    tokens: Tensor  # index into the batch's memory, sample by sample. [N, L]
+    blocked: (
+        Tensor  # outside the map: the token there is one of the sample's, no matter which. [N, L]
+    )
+
+
+Windows = tuple[WindowGroup, ...]
 
 
 @torch.no_grad()
@@ -24,7 +39,9 @@ def query_windows(projection: Projection, *, camera_size: int, bev_size: int) ->
     A window is the square of tokens around the token nearest to the projection, cut at the map's
     edges. Memory holds the BEV tokens row by row, then the cameras' in the order view, row, column.
 
-    B batch, Q queries, L tokens of all windows of a query.
+    How many queries have how many views decides shapes, so the host waits for these few numbers
+    once a step. A fixed number would either lose views, or gather a window in all six where most
+    queries have one.
 
     Args:
         projection: Where the queries lie.
@@ -32,42 +49,47 @@ def query_windows(projection: Projection, *, camera_size: int, bev_size: int) ->
         bev_size: Edge of the BEV window, tokens, odd.
 
     Returns:
-        The windows.
+        The windows, in ascending number of views. Each query stands in one group.
     """
-    rows, cols = projection.bev_shape
+    views, height, width = projection.camera_shape
+    num_bev = projection.bev_shape[0] * projection.bev_shape[1]
+    num_tokens = num_bev + views * height * width
+    num_queries = projection.bev_valid.shape[1]
     bev_tokens, bev_inside = _window(projection.bev_cells, projection.bev_shape, bev_size)
-    bev_inside = bev_inside & projection.bev_valid[..., None]
-    views, view_seen = _visible_views(projection.camera_visible)
-    # [B, k, Q] views out of [B, V, Q, 2] cells
-    cells = projection.camera_cells.gather(1, views[..., None].expand(-1, -1, -1, 2))
-    map_shape = projection.camera_shape[1:]
-    camera_tokens, camera_inside = _window(cells, map_shape, camera_size)
-    camera_tokens = camera_tokens + views[..., None] * (map_shape[0] * map_shape[1]) + rows * cols
-    camera_inside = camera_inside & view_seen[..., None]
-    tokens = torch.cat([bev_tokens, camera_tokens.transpose(1, 2).flatten(2)], dim=-1)
-    inside = torch.cat([bev_inside, camera_inside.transpose(1, 2).flatten(2)], dim=-1)
-    return Windows(tokens=tokens.where(inside, 0), blocked=~inside)
-
-
-def _visible_views(visible: Tensor) -> tuple[Tensor, Tensor]:
-    """The k views that see a query, padded to the batch's largest k. [B, V, Q] -> twice [B, k, Q].
-
-    k decides a shape, so the host waits for it once a step. A fixed k would either lose views or
-    gather six windows where nearly every query has one.
-    """
-    most = int(visible.sum(dim=1).max()) if visible.numel() else 0
-    views = visible.byte().argsort(dim=1, descending=True, stable=True)[:, :most]
-    return views, visible.gather(1, views)
+    bev_inside = (bev_inside & projection.bev_valid[..., None]).flatten(0, 1)
+    bev_tokens = bev_tokens.flatten(0, 1)
+    visible = projection.camera_visible.transpose(1, 2).flatten(0, 1)  # [B * Q, V]
+    cells = projection.camera_cells.transpose(1, 2).flatten(0, 1)  # [B * Q, V, 2]
+    seen_by = visible.sum(dim=1)
+    numbers = torch.arange(views + 1, device=visible.device)
+    counts = (seen_by[:, None] == numbers).sum(dim=0).tolist()
+    groups = []
+    for num_views, queries in enumerate(seen_by.argsort(stable=True).split(counts)):
+        if not len(queries):
+            continue
+        tokens, inside = [bev_tokens[queries]], [bev_inside[queries]]
+        if num_views:
+            seeing = visible[queries].byte().argsort(dim=1, descending=True, stable=True)
+            seeing = seeing[:, :num_views, None]  # [N, k, 1]
+            at = cells[queries].gather(1, seeing.expand(-1, -1, 2))
+            camera_tokens, camera_inside = _window(at, (height, width), camera_size)
+            camera_tokens = camera_tokens + seeing * (height * width) + num_bev
+            tokens.append(camera_tokens.flatten(1))
+            inside.append(camera_inside.flatten(1))
+        allowed = torch.cat(inside, dim=1)
+        start = queries[:, None] // num_queries * num_tokens
+        found = torch.cat(tokens, dim=1).where(allowed, 0) + start
+        groups.append(WindowGroup(queries=queries, tokens=found, blocked=~allowed))
+    return tuple(groups)
 
 
 def _window(cells: Tensor, shape: tuple[int, int], size: int) -> tuple[Tensor, Tensor]:
     """Token indices of the windows, and which lie in the map. [..., 2] -> twice [..., size²]."""
-    limits = torch.tensor(shape, device=cells.device)
     # At the far edge of an image the nearest whole number may be one past the last token.
-    nearest = (cells + 0.5).floor().clamp(min=0).minimum(limits - 1).long()
+    nearest = (cells + 0.5).floor()
     offsets = torch.arange(size, device=cells.device) - size // 2
-    row = nearest[..., 0, None] + offsets
-    col = nearest[..., 1, None] + offsets
+    row = nearest[..., 0].clamp(0, shape[0] - 1).long()[..., None] + offsets
+    col = nearest[..., 1].clamp(0, shape[1] - 1).long()[..., None] + offsets
     row_inside, col_inside = (row >= 0) & (row < shape[0]), (col >= 0) & (col < shape[1])
     tokens = row[..., :, None] * shape[1] + col[..., None, :]
     inside = row_inside[..., :, None] & col_inside[..., None, :]
@@ -79,7 +101,8 @@ class WindowCrossAttention(nn.Module):
 
     Keys and values are never projected: with K = W_k m, q·K = (W_kᵀ q)·m and Σ a V = W_v Σ a m, so
     the projections act on Q queries instead of T tokens (22,384 in the R50 model). The key bias
-    adds the same to all logits of a query and drops out of the softmax.
+    adds the same to all logits of a query and drops out of the softmax. What is gathered is never
+    kept: the backward pass gathers again, as `with_cp` of the users' configs asks.
 
     Args:
         spec: Width, heads, dropout.
@@ -93,7 +116,6 @@ class WindowCrossAttention(nn.Module):
         self.attn = nn.MultiheadAttention(spec.embed_dims, spec.num_heads)
         self.attn_drop = nn.Dropout(spec.dropout)
         self.dropout_layer = nn.Dropout(spec.dropout)
-        self.with_cp = spec.with_cp
 
     def forward(
         self, query: Tensor, query_pos: Tensor, memory: Tensor, memory_pos: Tensor, windows: Windows
@@ -112,22 +134,12 @@ class WindowCrossAttention(nn.Module):
         Returns:
             The query with what it read. One with nothing to read gets the output bias. [B, Q, d]
         """
-        arguments = (query + query_pos, memory, memory + memory_pos, windows)
-        if self.with_cp and torch.is_grad_enabled():
-            read = checkpoint(self._read, *arguments, use_reentrant=False)
-        else:
-            read = self._read(*arguments)
+        readers = self._key_queries(query + query_pos).to(memory.dtype)
+        dropout = self.attn_drop.p if self.training else 0.0
+        tables = memory.contiguous(), memory_pos.contiguous()
+        mixed, total = _ReadWindows.apply(readers, *tables, windows, dropout)
+        read = self._project_values(mixed, total[..., None]).view_as(query)
         return query + self.dropout_layer(self.attn.out_proj(read))
-
-    def _read(self, query: Tensor, values: Tensor, keys: Tensor, windows: Windows) -> Tensor:
-        """Attend to the windows. [B, Q, d] -> [B, Q, d]."""
-        # Tokens first: the gradient of the gathered keys then comes out as it lies in memory.
-        logits = torch.bmm(_gather(keys, windows.tokens), self._key_queries(query).mT)
-        attention = self.attn_drop(_softmax(logits, windows.blocked.flatten(0, 1)[..., None]))
-        mixed = torch.bmm(attention.mT, _gather(values, windows.tokens))
-        # Not 1 where nothing can be read or where dropout struck: the value bias follows it.
-        total = attention.sum(dim=1)[..., None]
-        return self._project_values(mixed, total).view_as(query)
 
     def _key_queries(self, query: Tensor) -> Tensor:
         """Scaled W_kᵀ q of each head, to be multiplied with unprojected keys. -> [BQ, heads, d]."""
@@ -147,20 +159,126 @@ class WindowCrossAttention(nn.Module):
         return (torch.einsum("qnd,ncd->qnc", mixed, weight) + total * bias).flatten(1)
 
 
-def _gather(table: Tensor, tokens: Tensor) -> Tensor:
-    """Rows of each sample's table. [B, T, d], [B, Q, L] -> [B * Q, L, d].
+class _ReadWindows(torch.autograd.Function):
+    """Attention of readers over windows, a piece of the queries at a time.
 
-    `torch.gather` over an expanded index: torch has a blocked CPU path for just this case, and on
-    CUDA its backward adds atomically where plain indexing would sort first.
+    With k = m + p a token's key, a = softmax(u·k) over a window and y = Σ a m: the gradient of a is
+    g·m, that of a logit s = a (g·m − Σ a g·m), so ∂m = Σ a g + s u, ∂p = Σ s u, ∂u = Σ s k.
+    Autograd would keep every gathered window, 0.8 GB at R50 size, and their gradients beside them.
     """
-    batch, num_tokens, dims = table.shape
-    start = torch.arange(batch, device=tokens.device)[:, None, None] * num_tokens
-    rows = (tokens + start).flatten()[:, None].expand(-1, dims)
-    return table.reshape(-1, dims).gather(0, rows).view(-1, tokens.shape[-1], dims)
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        readers: Tensor,
+        memory: Tensor,
+        positions: Tensor,
+        windows: Windows,
+        dropout: float,
+    ) -> tuple[Tensor, Tensor]:
+        """Read. B batch, Q queries, T tokens, n heads, d width.
+
+        Args:
+            ctx: Of autograd.
+            readers: Multiplied with the keys. [BQ, n, d]
+            memory: Values, and keys before their positions. [B, T, d]
+            positions: Added to the keys. [B or 1, T, d]
+            windows: What each query reads.
+            dropout: Probability that a weight is dropped.
+
+        Returns:
+            mixed: Σ a m. [BQ, n, d]
+            total: Σ a: not 1 where nothing can be read or where dropout struck. [BQ, n]
+        """
+        mixed = torch.zeros_like(readers)
+        total = readers.new_zeros(readers.shape[:2])
+        shares, kept = [], []
+        for piece in _pieces(windows, memory):
+            values, keys = _gather(memory, positions, piece.tokens)
+            # Tokens first: the gradients of the tokens then come out as they lie in memory.
+            logits = torch.bmm(keys, readers.index_select(0, piece.queries).mT)
+            share = _softmax(logits, piece.blocked[..., None])
+            shares.append(share)
+            if dropout:
+                kept.append((torch.rand_like(share) >= dropout).to(share.dtype) / (1 - dropout))
+                share = share * kept[-1]
+            mixed.index_copy_(0, piece.queries, torch.bmm(share.mT, values))
+            total.index_copy_(0, piece.queries, share.sum(dim=1))
+        ctx.windows = windows
+        ctx.save_for_backward(readers, memory, positions, *shares, *kept)
+        return mixed, total
+
+    @staticmethod
+    @once_differentiable  # it names its arguments otherwise
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, *grad_outputs: Any
+    ) -> tuple[Tensor | None, ...]:
+        """Gradients of readers, memory and positions."""
+        grad_mixed, grad_total = grad_outputs
+        readers, memory, positions, *rest = ctx.saved_tensors
+        pieces = list(_pieces(ctx.windows, memory))
+        shares, kept = rest[: len(pieces)], rest[len(pieces) :] or [None] * len(pieces)
+        needs_readers, needs_memory, needs_positions = ctx.needs_input_grad[:3]
+        of_readers = torch.zeros_like(readers) if needs_readers else None
+        of_values = torch.zeros_like(memory) if needs_memory else None
+        of_keys = torch.zeros_like(memory) if needs_memory or needs_positions else None
+        for piece, share, keep in zip(pieces, shares, kept, strict=True):
+            values, keys = _gather(memory, positions, piece.tokens)
+            upstream = grad_mixed.index_select(0, piece.queries)
+            of_share = (
+                torch.bmm(values, upstream.mT) + grad_total.index_select(0, piece.queries)[:, None]
+            )
+            if keep is not None:
+                of_share = of_share * keep
+            of_logits = share * (of_share - (share * of_share).sum(dim=1, keepdim=True))
+            if of_readers is not None:
+                of_readers.index_copy_(0, piece.queries, torch.bmm(of_logits.mT, keys))
+            if of_keys is not None:
+                _add_rows(
+                    of_keys,
+                    piece.tokens,
+                    torch.bmm(of_logits, readers.index_select(0, piece.queries)),
+                )
+            if of_values is not None:
+                used = share if keep is None else share * keep
+                _add_rows(of_values, piece.tokens, torch.bmm(used, upstream))
+        if of_values is not None and of_keys is not None:
+            of_values += of_keys
+        of_positions = None
+        if needs_positions:
+            assert of_keys is not None
+            of_positions = of_keys if len(positions) == len(memory) else of_keys.sum(0, True)
+        return of_readers, of_values, of_positions, None, None
+
+
+def _pieces(windows: Windows, memory: Tensor) -> Iterator[WindowGroup]:
+    """Cut the groups so that the gathered rows of one piece stay small."""
+    limit = _CPU_PIECE_BYTES if memory.device.type == "cpu" else _GPU_PIECE_BYTES
+    row_bytes = memory.shape[-1] * memory.element_size()
+    for group in windows:
+        size = max(1, limit // (group.tokens.shape[1] * row_bytes))
+        yield from map(WindowGroup._make, zip(*(part.split(size) for part in group), strict=True))
+
+
+def _gather(memory: Tensor, positions: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """Values and keys of the tokens. [B, T, d], [B or 1, T, d], [N, L] -> twice [N, L, d]."""
+    shape = (*tokens.shape, memory.shape[-1])
+    rows = tokens.flatten()
+    values = memory.reshape(-1, shape[-1]).index_select(0, rows)
+    if len(positions) != len(memory):
+        rows = rows % memory.shape[1]
+    keys = positions.reshape(-1, shape[-1]).index_select(0, rows).add_(values)
+    return values.view(shape), keys.view(shape)
+
+
+def _add_rows(table: Tensor, tokens: Tensor, rows: Tensor) -> None:
+    """Add the rows of the tokens to a table. [B, T, d], [N, L], [N, L, d]."""
+    dims = table.shape[-1]
+    table.view(-1, dims).index_add_(0, tokens.flatten(), rows.view(-1, dims))
 
 
 def _softmax(logits: Tensor, blocked: Tensor) -> Tensor:
-    """Softmax over the tokens that are not blocked; all zero where none is left. [BQ, L, heads]."""
+    """Softmax over the tokens that are not blocked; all zero where none is left. [N, L, n]."""
     # A finite floor instead of -inf: a row of -inf would be NaN in value and gradient.
     floor = torch.finfo(logits.dtype).min
     return logits.masked_fill(blocked, floor).softmax(dim=1).masked_fill(blocked, 0.0)

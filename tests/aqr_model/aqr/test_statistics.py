@@ -15,6 +15,8 @@ from aqr_model.aqr import (
     gradient_norms,
     histograms,
 )
+from aqr_model.aqr.observed import join, observe, to_host
+from aqr_model.aqr.statistics import describe, histograms_of
 
 MOMENTS = ("mean", "std", "min", "max", "q01", "q05", "q25", "q50", "q75", "q95", "q99")
 
@@ -79,6 +81,8 @@ def test_shares(forward):
     assert values["aqr/lidar_weights_stats/share_low"] == pytest.approx(2 / 9)
     assert values["aqr/lidar_weights_stats/share_high"] == pytest.approx(1 / 9)
     assert values["aqr/weight_map_bev_stats/share_saturated"] == pytest.approx(0.5)
+    assert values["aqr/weight_map_bev_stats/share_low"] == 0.0
+    assert values["aqr/weight_map_bev_stats/share_high"] == 1.0
     assert not any("boxes" in name for name in values)
 
 
@@ -106,6 +110,10 @@ def test_each_camera(forward):
         assert values[f"{group}/max_cam{view}"] == pytest.approx(of_view.max().item())
         mean = forward["weights"].camera[seen].mean().item()
         assert values[f"aqr/camera_weights_stats/mean_cam{view}"] == pytest.approx(mean)
+        before, after = (part.view(2, 3, 4, 5, 8)[:, view] for part in forward["camera"])
+        relative = ((after - before).abs() / (before.abs() + 1e-8)).mean().item()
+        name = f"aqr/modulation_effect_pers/relative_change_cam{view}"
+        assert values[name] == pytest.approx(relative, rel=1e-4)
 
 
 def test_weights_in_and_outside_boxes(forward):
@@ -203,3 +211,66 @@ def test_gradient_norms():
         "aqr/grad_norm/aqr_weight_generator.encoder": pytest.approx(2 * math.sqrt(count)),
         "aqr/grad_norm/aqr_weight_generator.weight_predictor": pytest.approx(2 * math.sqrt(34)),
     }
+
+
+def observed_part(forward, samples):
+    """What one process sees that holds only some of the samples."""
+    projection = forward["projection"]
+    keys = ("bev_cells", "bev_valid", "camera_cells", "camera_visible")
+    parts = {name: getattr(projection, name)[samples] for name in keys}
+    views = slice(3 * samples.start, 3 * samples.stop)
+    return observe(
+        weights=QueryWeights._make(part[samples] for part in forward["weights"]),
+        maps=WeightMaps._make(part[samples] for part in forward["maps"]),
+        projection=replace(projection, **parts),
+        bev=tuple(part[samples] for part in forward["bev"]),
+        camera=tuple(part[views] for part in forward["camera"]),
+        gt_boxes=forward["gt_boxes"][samples],
+        grid=GRID,
+    )
+
+
+def test_joined_parts_are_described_as_the_whole(forward):
+    parts = {name: forward[name] for name in ("renderer", "modulator")}
+    joined = join([to_host(observed_part(forward, slice(i, i + 1))) for i in range(2)])
+    assert describe(joined, **parts) == pytest.approx(aqr_statistics(**forward), rel=1e-5)
+    whole = {name: forward[name] for name in ("weights", "maps", "projection")}
+    shares = histograms(**whole, max_weight_clamp=1.5)
+    assert histograms_of(joined, max_weight_clamp=1.5) == {
+        name: pytest.approx(row) for name, row in shares.items()
+    }
+
+
+def test_parts_may_differ_in_their_number_of_queries(forward):
+    """Denoising queries, which route under one of the semantics, differ between processes."""
+    first, second = (observed_part(forward, slice(i, i + 1)) for i in range(2))
+    fewer = replace(
+        second,
+        lidar=second.lidar[:, :4],
+        camera=second.camera[:, :4],
+        on_grid=second.on_grid[:, :4],
+        visible=second.visible[..., :4],
+        in_box=second.in_box[:, :4],
+    )
+    joined = join([first, fewer])
+    assert joined.lidar.shape == (2, 9)
+    seen = torch.cat([first.lidar[first.on_grid], fewer.lidar[fewer.on_grid]])
+    values = describe(joined, renderer=forward["renderer"], modulator=forward["modulator"])
+    expect(values, "lidar_weights_stats", seen)
+
+
+def test_boxes_are_left_out_where_one_process_has_none(forward):
+    first, second = (observed_part(forward, slice(i, i + 1)) for i in range(2))
+    joined = join([first, replace(second, boxes=None, in_box=None)])
+    values = describe(joined, renderer=forward["renderer"], modulator=forward["modulator"])
+    assert not any("boxes" in name for name in values)
+
+
+def test_an_adapting_clamp_saturates_at_each_sample_s_own_bound(forward):
+    renderer = WeightRenderer(clamp_quantile=0.9, max_weight_clamp=3.0)
+    bev = torch.ones(2, 2, 5)
+    bev[0, 0, :3] = 1.4  # the bound of this sample
+    maps = WeightMaps(bev=bev, camera=forward["maps"].camera)
+    values = aqr_statistics(**forward | {"maps": maps, "renderer": renderer, "gt_boxes": None})
+    # In the other sample nothing rises, so nothing is cut.
+    assert values["aqr/weight_map_bev_stats/share_saturated"] == pytest.approx(3 / 20)

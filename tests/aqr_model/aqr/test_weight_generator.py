@@ -59,11 +59,9 @@ def encoder_config(**layer):
 
 
 @pytest.mark.parametrize("window_sizes", [(3, 5), (1, 1), (9, 3)])
-@pytest.mark.parametrize("with_cp", [False, True])
-def test_equals_attention_over_each_query_s_own_tokens(window_sizes, with_cp):
+def test_equals_attention_over_each_query_s_own_tokens(window_sizes):
     points, query_pos, memory, memory_pos = random_inputs()
     generator = busy_generator(window_sizes=window_sizes)
-    generator.encoder.layers[0].attentions[0].with_cp = with_cp
     projection = hide(project(points), query=4)
     assert projection.camera_visible.sum(1).max() == 1
     weights = torch.stack(generator(query_pos, memory, memory_pos, projection), dim=-1)
