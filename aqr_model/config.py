@@ -158,6 +158,10 @@ def apply_overrides(cfg: Config, overrides: Mapping[str, Any]) -> None:
     for key, value in overrides.items():
         parent, _, last = key.rpartition(".")
         node = _at(cfg, parent)
+        if isinstance(value, Mapping) and isinstance(node, Mapping):
+            # mmcv merges a dict into what is there, which must then be one too.
+            if last in node and not isinstance(node[last], Mapping):
+                value = {**value, "_delete_": True}
         if isinstance(node, list | tuple) and last.isdigit() and not isinstance(value, Mapping):
             if int(last) >= len(node):
                 raise KeyError(f"`{parent}` has {len(node)} entries, but the key is {key}")

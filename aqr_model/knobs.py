@@ -4,6 +4,7 @@ The single home of these numbers. A sweep spec may use these names, or any dotte
 """
 
 from collections.abc import Mapping
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,7 +31,7 @@ class Knob:
 
     name: str
     keys: tuple[str, ...]
-    default: KnobValue
+    default: KnobValue | None
     low: float | None = None
     high: float | None = None
     choices: tuple[KnobValue, ...] | None = None
@@ -53,6 +54,47 @@ _SEMANTICS = (
     ("clamped", ("both", "bev"), "which maps are clamped"),
     ("predictor", ("silent", "random"), "how an untrained weight predictor starts"),
 )
+
+# Values that follow the training: name, config keys, the number each stands in place of, bounds.
+_SCHEDULES = (
+    ("clamp_schedule", (f"{_HEAD}.renderer_config.clamp_schedule",), "max_weight_clamp", 1.0, 10.0),
+    (
+        "residual_schedule",
+        (f"{_HEAD}.modulator_config.residual_schedule",),
+        "residual_weight",
+        0,
+        1,
+    ),
+    (
+        "aqr_lr_mult_schedule",
+        tuple(
+            f"{_LR}.{part}.lr_mult_schedule"
+            for part in ("aqr_weight_generator", "weight_renderer", "feature_modulator")
+        ),
+        "aqr_lr_mult",
+        0.0,
+        1000.0,
+    ),
+    (
+        "transformer_lr_mult_schedule",
+        (f"{_LR}.transformer.lr_mult_schedule",),
+        "transformer_lr_mult",
+        0.0,
+        100.0,
+    ),
+    (
+        "task_heads_lr_mult_schedule",
+        (f"{_LR}.task_heads.lr_mult_schedule",),
+        "task_heads_lr_mult",
+        0.0,
+        100.0,
+    ),
+)
+# The head refuses a number beside a schedule that starts elsewhere.
+_INSTEAD = {
+    "clamp_schedule": f"{_HEAD}.renderer_config.max_weight_clamp",
+    "residual_schedule": f"{_HEAD}.modulator_config.residual_weight",
+}
 
 _ALL = (
     Knob(
@@ -237,6 +279,18 @@ _ALL = (
         unit="x base_lr",
         meaning="Learning-rate multiplier of the box and class heads.",
     ),
+    *(
+        Knob(
+            name=name,
+            keys=keys,
+            default=None,
+            low=low,
+            high=high,
+            unit="a value of the schedule; epochs",
+            meaning=f"{number} over the training (docs/aqr.md): constant, cosine or staged.",
+        )
+        for name, keys, number, low, high in _SCHEDULES
+    ),
 )
 
 KNOBS: Mapping[str, Knob] = {knob.name: knob for knob in _ALL}
@@ -252,7 +306,29 @@ def to_overrides(params: Mapping[str, KnobValue]) -> dict[str, Any]:
         Dotted config keys with their values; pure search axes are left out.
     """
     overrides: dict[str, Any] = {}
-    for name, value in params.items():
+    for name, value in _assembled(params).items():
         keys = KNOBS[name].keys if name in KNOBS else (name,)
-        overrides.update(dict.fromkeys(keys, value))
+        overrides.update({key: deepcopy(value) for key in keys})
+        if name in _INSTEAD:
+            overrides[_INSTEAD[name]] = None
     return overrides
+
+
+def _assembled(params: Mapping[str, KnobValue]) -> dict[str, Any]:
+    """Put the parts of each schedule together: `x.type`, `x.start_value`, `x.value_2`, ..."""
+    whole: dict[str, Any] = {}
+    for name, value in params.items():
+        schedule, _, part = name.rpartition(".")
+        if f"{schedule}.type" not in params:
+            whole[name] = value
+            continue
+        config = whole.setdefault(schedule, {})
+        key, _, number = part.rpartition("_")
+        if number.isdigit():
+            stages = config.setdefault("stages", [])
+            while len(stages) < int(number):
+                stages.append([0.0, 0.0])
+            stages[int(number) - 1][key == "value"] = value
+        else:
+            config[part] = value
+    return whole

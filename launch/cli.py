@@ -271,6 +271,20 @@ def import_(
 
 
 @app.command()
+def schema() -> None:
+    """Print a JSON schema of specs, for editors that complete and check YAML.
+
+    [dim]Example:[/dim]  aqr-sweep schema > sweep.schema.json
+    """
+    import json
+
+    from aqr_model.knobs import KNOBS
+    from sweeps.schema import spec_schema
+
+    typer.echo(json.dumps(spec_schema(KNOBS), indent=2))
+
+
+@app.command()
 def ui(
     sweep: Annotated[
         str,

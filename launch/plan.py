@@ -170,7 +170,7 @@ def _space_table(spec: "SweepSpec") -> Table:
     from aqr_model.knobs import KNOBS
 
     made = table("parameter", "searched", "config key", "meaning")
-    for name, parameter in spec.space.items():
+    for name, parameter in spec.build_space().parameters.items():
         knob = KNOBS.get(name)
         keys = (knob.keys or ("(search axis)",)) if knob else (name,)
         shown = "\n".join(_tail_of(key) for key in keys)
@@ -186,10 +186,19 @@ def _meaning(knob: "Knob") -> str:
 
 
 def _searched(parameter: "Parameter") -> str:
-    from sweeps.space import Choices, Derived
+    condition = f", when {parameter.when}" if parameter.when else ""
+    return _values(parameter) + condition
 
+
+def _values(parameter: "Parameter") -> str:
+    from sweeps.parameters import Choices, Derived, Fixed, Schedule
+
+    if isinstance(parameter, Schedule):  # its parts stand in lines of their own
+        return parameter.schedule
     if isinstance(parameter, Derived):
         return f"= {parameter.derive}"
+    if isinstance(parameter, Fixed):
+        return f"= {number(parameter.fixed)}"
     if isinstance(parameter, Choices):
         return "one of " + ", ".join(number(value) for value in parameter.choices)
     marks = [

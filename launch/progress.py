@@ -161,7 +161,7 @@ def render(
     shown = trials_table(
         rows,
         metric_key=spec.objective.key,
-        axes=list(spec.space),
+        axes=list(spec.build_space().parameters),
         fidelities=spec.stopping.fidelities,
         states=picture.states(),
         width=width,

@@ -45,7 +45,7 @@ def print_result(console: Console, record: "SweepRecord", spec: "SweepSpec") -> 
 
     board = leaderboard(record)
     console.print(f"\nLeaderboard of {record.name}", style="bold")
-    console.print(leaderboard_table(board, list(spec.space)))
+    console.print(leaderboard_table(board, list(spec.build_space().parameters)))
     counts = [
         f"{len(board.finished)} finished",
         f"{len(board.stopped)} stopped early",

@@ -2,8 +2,9 @@
 
 import ast
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from simpleeval import InvalidExpression, SimpleEval
@@ -30,11 +31,13 @@ class Expression:
         text: As written.
         names: The parameters it reads; a dotted config key is one name.
         is_condition: It says yes or no, as a constraint must.
+        texts: (parameter, text) of each comparison of the two.
     """
 
     text: str
     names: frozenset[str]
     is_condition: bool
+    texts: tuple[tuple[str, str], ...]
     _body: ast.expr
 
     def evaluate(self, values: Mapping[str, Any]) -> Any:
@@ -88,8 +91,19 @@ def parse(text: str) -> Expression:
             node.id for node in ast.walk(body) if isinstance(node, ast.Name) and node not in calls
         ),
         is_condition=_is_condition(body),
+        texts=tuple(_texts(body)),
         _body=body,
     )
+
+
+def _texts(body: ast.expr) -> Iterator[tuple[str, str]]:
+    for node in ast.walk(body):
+        if isinstance(node, ast.Compare):
+            for pair in pairwise([node.left, *node.comparators]):
+                for name, text in (pair, pair[::-1]):
+                    if isinstance(name, ast.Name) and isinstance(text, ast.Constant):
+                        if isinstance(text.value, str):
+                            yield name.id, text.value
 
 
 def _is_condition(node: ast.expr) -> bool:

@@ -1,19 +1,26 @@
-"""Where the next trial lies: Optuna's samplers, kept within the constraints of the space.
+"""Where the next trial lies: starting points, a grid, or Optuna's samplers within the constraints.
 
 `Proposer` works on an in-memory twin of the study, so that a trial enters the record whole, with
 all its parameters. The samplers are not told the noise: the GP fits its own from the scores, which
 holds more than the spread between seeds.
 """
 
+import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import optuna
-from optuna.distributions import BaseDistribution
-from optuna.samplers import BaseSampler, GPSampler, RandomSampler, TPESampler
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+from optuna.exceptions import ExperimentalWarning
+from optuna.samplers import BaseSampler, CmaEsSampler, GPSampler, RandomSampler, TPESampler
 from optuna.study import Study
-from optuna.trial import FrozenTrial, TrialState, create_trial
+from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
 from sweeps.space import Space
 from sweeps.spec import SweepSpec
@@ -44,7 +51,7 @@ class FeasibleSampler(BaseSampler):
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
-        """Draw a feasible point."""
+        """Draw a feasible point, of active axes alone."""
         relative = self._inner.infer_relative_search_space(study, trial)
         modelled = self._inner.sample_relative(study, trial, relative)
         # The inner sampler leaves out what it has no model for yet.
@@ -55,7 +62,7 @@ class FeasibleSampler(BaseSampler):
             for name, distribution in search_space.items()
         }
         if self._space.is_feasible(sampled):
-            return sampled
+            return self._space.active(sampled)
         return self._space.nearest(sampled, self._rng) if modelled else self._space.draw(self._rng)
 
     def sample_independent(
@@ -93,8 +100,18 @@ def build_sampler(spec: SweepSpec, space: Space, *, num_trials: int) -> Feasible
                 seed=seed, n_startup_trials=spec.startup, warn_independent_sampling=False
             )
         case "tpe":
-            inner = TPESampler(seed=seed, n_startup_trials=spec.startup)
-        case "random":
+            # Trials of a conditional space differ in their axes: those that occur together are
+            # drawn together.
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", ExperimentalWarning)
+                inner = TPESampler(
+                    seed=seed, n_startup_trials=spec.startup, group=bool(space.conditions)
+                )
+        case "cmaes":
+            inner = CmaEsSampler(
+                seed=seed, n_startup_trials=spec.startup, warn_independent_sampling=False
+            )
+        case "random" | "grid":
             inner = RandomSampler(seed=seed)
     return FeasibleSampler(inner, space, rng)
 
@@ -117,11 +134,15 @@ class Proposer:
     Args:
         spec: The sweep.
         space: Its space.
-        trials: The trials so far.
+        trials: The trials so far, known points among them.
     """
 
     def __init__(self, spec: SweepSpec, space: Space, trials: Sequence[TrialRecord]) -> None:
         self._distributions = space.distributions()
+        self._is_grid = spec.search.sampler == "grid"
+        self._listed = (
+            space.grid() if self._is_grid else [space.invert(point, {}) for point in spec.start]
+        )
         self._mode = spec.objective.mode
         self._sampler = build_sampler(spec, space, num_trials=len(trials))
         self._trials = {trial.number: trial for trial in trials}
@@ -129,10 +150,24 @@ class Proposer:
         self._study = self._twin()
 
     def propose(self) -> dict[str, ParamValue]:
-        """Draw the next point; its number in the twin is that of the next trial."""
-        asked = self._study.ask(self._distributions)
-        self._asked[asked.number] = asked.params
-        return asked.params
+        """The next point; its number in the twin is that of the next trial.
+
+        Starting points come first, and a grid has no others. Which is next follows from how many
+        trials there are, so that a resume goes on where the last driver stopped.
+        """
+        searched = sum(trial.role == "search" for trial in self._trials.values())
+        place = searched + len(self._asked)
+        if place < len(self._listed):
+            number, params = len(self._study.get_trials(deepcopy=False)), self._listed[place]
+            self._study.add_trial(self._frozen(TrialState.RUNNING, params))
+        else:
+            assert not self._is_grid, "a spec asks for no more trials than its grid has points"
+            asked = self._study.ask()
+            drawn = [name for name in self._distributions if name in asked.relative_params]
+            params = {name: _suggest(asked, name, self._distributions[name]) for name in drawn}
+            number = asked.number
+        self._asked[number] = params
+        return params
 
     def learn(self, trial: TrialRecord) -> None:
         """Take in how a trial ended."""
@@ -174,7 +209,7 @@ class Proposer:
             state=state,
             value=value,
             params=dict(params),
-            distributions=self._distributions,
+            distributions={name: self._distributions[name] for name in params},
             constraints=constraints,
         )
 
@@ -185,3 +220,16 @@ class Proposer:
         values = [trial.told for trial in self._trials.values() if trial.told is not None]
         worst = min if self._mode == "max" else max
         return worst(values, default=None)
+
+
+def _suggest(trial: Trial, name: str, distribution: BaseDistribution) -> ParamValue:
+    """Enter the value that was drawn for an axis into Optuna's trial."""
+    match distribution:
+        case FloatDistribution(low=low, high=high, log=log, step=step):
+            return trial.suggest_float(name, low, high, log=log, step=step)
+        case IntDistribution(low=low, high=high, log=log, step=step):
+            return trial.suggest_int(name, low, high, log=log, step=step)
+        case CategoricalDistribution(choices=choices):
+            return cast(ParamValue, trial.suggest_categorical(name, choices))
+        case _:
+            raise AssertionError(f"no axis has a {type(distribution).__name__}")

@@ -295,7 +295,7 @@ class StudySearcher(Searcher):
             role=role,
             params=full,
             sampled=sampled,
-            distributions={} if role == "control" else self._space.distributions(),
+            distributions={} if role == "control" else self._space.distributions(sampled),
             seed=seed,
             config_hash=config_hash(self._spec, full),
             value=value,

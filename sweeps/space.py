@@ -1,197 +1,113 @@
-"""The search space: sampled axes, derived quantities, constraints. Values in, values out."""
+"""The search space: sampled axes, constants, derived quantities, conditions, constraints.
+
+Values in, values out. A parameter whose condition does not hold is inactive: neither a sampled
+point nor its parameters have it. What reads an inactive parameter is inactive, too: a derived
+quantity, a condition (which then does not hold), a constraint (which then does not apply).
+"""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from functools import cached_property
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice, product
 from typing import Any, cast
 
 import numpy as np
-from optuna.distributions import (
-    BaseDistribution,
-    CategoricalDistribution,
-    FloatDistribution,
-    IntDistribution,
-)
-from pydantic import Field
+from optuna.distributions import BaseDistribution
 from scipy.optimize import brentq
 
 from sweeps.expressions import Expression, parse
+from sweeps.parameters import Axis as Axis
+from sweeps.parameters import Choices as Choices
+from sweeps.parameters import Derived as Derived
+from sweeps.parameters import Fixed as Fixed
+from sweeps.parameters import Parameter as Parameter
+from sweeps.parameters import Range as Range
+from sweeps.parameters import Schedule as Schedule
+from sweeps.parameters import Single as Single
 from sweeps.record import ParamValue
-from sweeps.section import Section
 
-# A grid finer than this makes no difference to a trained model, and floats cannot keep it.
-GRID_TOLERANCE = 1e-9
 MAX_DRAWS = 5_000
+MAX_GRID = 100_000
 NUM_CANDIDATES = 256
 NUM_BISECTIONS = 20
-
-
-class Range(Section):
-    """An interval, searched linearly or by its logarithm, whole or in steps.
-
-    Its unit coordinate is what the sampler sees as near and far.
-    """
-
-    low: float
-    high: float
-    log: bool = False
-    step: float | None = Field(default=None, gt=0)
-    whole: bool = Field(default=False, alias="int")
-
-    def rules(self) -> Iterator[tuple[str, str]]:
-        """Yield what breaks the interval."""
-        if self.low > self.high:
-            yield "low", f"`low <= high` must hold, but got (low={self.low:g}, high={self.high:g})"
-        if self.log and self.low <= 0:
-            yield "low", f"`low > 0` must hold with log, but got (low={self.low:g})"
-        if self.log and self.step is not None:
-            yield "step", f"must not be given with log, but got (step={self.step:g})"
-        if self.whole:
-            for name in ("low", "high", "step"):
-                value = getattr(self, name)
-                if value is not None and not value.is_integer():
-                    yield name, f"must be whole with int, but got ({name}={value:g})"
-        on_grid = self.step is None or self._fits_grid(self.high)
-        if not self.log and self.low <= self.high and not on_grid:
-            yield (
-                "step",
-                (
-                    f"`high - low` must be a multiple of step, but got (low={self.low:g}, "
-                    f"high={self.high:g}, step={self.step:g})"
-                ),
-            )
-
-    @property
-    def distribution(self) -> BaseDistribution:
-        """The same for Optuna."""
-        if self.whole:
-            step = 1 if self.step is None else int(self.step)
-            return IntDistribution(int(self.low), int(self.high), log=self.log, step=step)
-        return FloatDistribution(self.low, self.high, log=self.log, step=self.step)
-
-    def contains(self, value: Any) -> bool:
-        """Whether the value can be drawn."""
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            return False
-        return self.low <= value <= self.high and self._fits_grid(float(value))
-
-    def at(self, unit: float) -> ParamValue:
-        """The value at a coordinate in [0, 1]."""
-        if self.log:
-            low, high = math.log(self.low), math.log(self.high)
-            value = math.exp(low + unit * (high - low))
-        else:
-            value = self.low + unit * (self.high - self.low)
-        if self._grid is not None:
-            value = self.low + round((value - self.low) / self._grid) * self._grid
-        value = min(max(value, self.low), self.high)
-        return int(value) if self.whole else value
-
-    def unit(self, value: Any) -> float:
-        """The coordinate of a value in [0, 1]."""
-        if self.low == self.high:
-            return 0.0
-        if self.log:
-            return math.log(value / self.low) / math.log(self.high / self.low)
-        return (value - self.low) / (self.high - self.low)
-
-    @property
-    def _grid(self) -> float | None:
-        return 1.0 if self.whole and self.step is None else self.step
-
-    def _fits_grid(self, value: float) -> bool:
-        if self._grid is None:
-            return True
-        steps = (value - self.low) / self._grid
-        return abs(steps - round(steps)) <= GRID_TOLERANCE * max(1.0, abs(steps))
-
-
-class Choices(Section):
-    """A list of values without order."""
-
-    choices: tuple[float | int | bool | str, ...] = Field(strict=False)
-
-    def rules(self) -> Iterator[tuple[str, str]]:
-        """Yield what breaks the list."""
-        if not self.choices:
-            yield "choices", "must not be empty, but got []"
-        repeated = [
-            value for i, value in enumerate(self.choices) if _index(self.choices[:i], value) >= 0
-        ]
-        if repeated:
-            yield "choices", f"must differ from each other, but got {repeated[0]!r} twice"
-
-    @property
-    def distribution(self) -> BaseDistribution:
-        """The same for Optuna."""
-        return CategoricalDistribution(self.choices)
-
-    def contains(self, value: Any) -> bool:
-        """Whether the value can be drawn."""
-        return _index(self.choices, value) >= 0
-
-    def at(self, unit: float) -> ParamValue:
-        """The value at a coordinate in [0, 1]."""
-        return self.choices[min(int(unit * len(self.choices)), len(self.choices) - 1)]
-
-    def unit(self, value: Any) -> float:
-        """A coordinate of a value in [0, 1]."""
-        return (_index(self.choices, value) + 0.5) / len(self.choices)
-
-
-class Derived(Section):
-    """A quantity computed from others, such as the clamp from amplification and residual weight."""
-
-    derive: str
-
-    def rules(self) -> Iterator[tuple[str, str]]:
-        """Yield what breaks the expression."""
-        try:
-            parse(self.derive)
-        except ValueError as error:
-            yield "derive", str(error)
-
-    @cached_property
-    def expression(self) -> Expression:
-        """The parsed expression."""
-        return parse(self.derive)
-
-
-Axis = Range | Choices
-Parameter = Range | Choices | Derived
 
 
 class Space:
     """All parameters of a sweep together.
 
     Args:
-        parameters: By name: knobs or dotted config keys. Names in expressions must be among them.
+        parameters: By name: knobs or dotted config keys. Names in expressions must be among them,
+            or among the parts of their schedules.
         constraints: Conditions on parameters, derived ones included.
 
     Raises:
-        ValueError: If derived quantities depend on each other in a circle.
+        ValueError: If derived quantities or conditions depend on each other in a circle.
+
+    Attributes:
+        parameters: All of them, schedules in their parts.
+        axes: What is sampled.
+        fixed: What is the same in every trial.
+        derived: What is computed, each behind those it reads.
+        conditions: Without which a parameter is inactive.
+        constraints: What every point meets; the order of a schedule's epochs is among them.
     """
 
     def __init__(self, parameters: Mapping[str, Parameter], constraints: Sequence[str] = ()):
-        self.axes = {k: p for k, p in parameters.items() if not isinstance(p, Derived)}
-        derived = {k: p.expression for k, p in parameters.items() if isinstance(p, Derived)}
-        self.derived = _in_order(derived)
-        self.constraints = tuple(parse(text) for text in constraints)
+        self.parameters = flatten(parameters)
+        singles = self.parameters.items()
+        self.axes = {k: p for k, p in singles if isinstance(p, Range | Choices)}
+        self.fixed = {k: p.fixed for k, p in singles if isinstance(p, Fixed)}
+        self.conditions = {k: p.condition for k, p in singles if p.condition is not None}
+        self._order = _in_order(self.parameters)
+        self.derived: dict[str, Expression] = {
+            name: parameter.expression
+            for name in self._order
+            if isinstance(parameter := self.parameters[name], Derived)
+        }
+        own = (
+            text
+            for name, p in parameters.items()
+            if isinstance(p, Schedule)
+            for text in p.order(name)
+        )
+        self.constraints = tuple(parse(text) for text in (*constraints, *own))
 
-    def distributions(self) -> dict[str, BaseDistribution]:
-        """The sampled axes for Optuna."""
-        return {name: axis.distribution for name, axis in self.axes.items()}
+    def distributions(
+        self, sampled: Mapping[str, ParamValue] | None = None
+    ) -> dict[str, BaseDistribution]:
+        """The sampled axes for Optuna; given a point, those that it has."""
+        names = self.axes if sampled is None else (name for name in self.axes if name in sampled)
+        return {name: self.axes[name].distribution for name in names}
 
     def resolve(self, sampled: Mapping[str, ParamValue]) -> dict[str, ParamValue]:
-        """Add the derived quantities to a sampled point.
+        """The parameters of a sampled point; values of inactive axes are left out.
 
         Raises:
-            ValueError: If one has no finite value there.
+            ValueError: If a derived quantity has no finite value there, or an active axis none.
         """
-        params = dict(sampled)
-        for name, expression in self.derived.items():
-            params[name] = expression.evaluate(params)
-        return params
+        params: dict[str, ParamValue] = {}
+        for name in self._order:
+            if not self._is_active(name, params):
+                continue
+            if name in self.axes:
+                if name not in sampled:
+                    raise ValueError(f"must give {name}, which is active")
+                params[name] = sampled[name]
+            elif name in self.fixed:
+                params[name] = self.fixed[name]
+            else:
+                params[name] = self.derived[name].evaluate(params)
+        return {name: params[name] for name in self.parameters if name in params}
+
+    def active(self, sampled: Mapping[str, ParamValue]) -> dict[str, ParamValue]:
+        """A sampled point without the values of inactive axes.
+
+        Raises:
+            ValueError: See `resolve`.
+        """
+        if not self.conditions:
+            return dict(sampled)
+        params = self.resolve(sampled)
+        return {name: sampled[name] for name in self.axes if name in params}
 
     def violations(self, params: Mapping[str, ParamValue]) -> tuple[str, ...]:
         """The constraints that resolved parameters break."""
@@ -213,8 +129,24 @@ class Space:
         for _ in range(MAX_DRAWS):
             sampled = {name: axis.at(rng.random()) for name, axis in self.axes.items()}
             if self.is_feasible(sampled):
-                return sampled
+                return self.active(sampled)
         raise ValueError(f"none of {MAX_DRAWS} points of the space meets the constraints")
+
+    def grid(self) -> list[dict[str, ParamValue]]:
+        """All feasible points of the grid, the last axis the fastest.
+
+        Raises:
+            ValueError: If an axis does not say its values, or there are too many points.
+        """
+        values = {name: axis.grid for name, axis in self.axes.items()}
+        if endless := [name for name, each in values.items() if each is None]:
+            raise ValueError(f"a grid must know how many values {', '.join(endless)} takes")
+        rows = product(*cast(Iterable[tuple[ParamValue, ...]], values.values()))
+        sampled = [dict(zip(values, row, strict=True)) for row in islice(rows, MAX_GRID + 1)]
+        if len(sampled) > MAX_GRID:
+            raise ValueError(f"a grid must have no more than {MAX_GRID} points")
+        points = [self.active(point) for point in sampled if self.is_feasible(point)]
+        return [dict(items) for items in dict.fromkeys(tuple(point.items()) for point in points)]
 
     def nearest(
         self, sampled: Mapping[str, ParamValue], rng: np.random.Generator
@@ -231,7 +163,7 @@ class Space:
             middle = (inside + outside) / 2
             trial = self._between(start, sampled, middle)
             if self.is_feasible(trial):
-                inside, best = middle, trial
+                inside, best = middle, self.active(trial)
             else:
                 outside = middle
         return best
@@ -242,13 +174,13 @@ class Space:
         """Find the sampled axes of a point given in resolved parameters.
 
         An axis comes from the point itself, from a derived quantity it gives, or from the
-        defaults, in this order.
+        defaults, in this order. Inactive axes need no value and get none.
 
         Raises:
             ValueError: If an axis cannot be found, or a value lies outside its axis.
         """
         sampled = {name: params[name] for name in self.axes if name in params}
-        while missing := [name for name in self.axes if name not in sampled]:
+        while missing := self._missing(sampled):
             if solved := self._solve_one(params, sampled, missing):
                 sampled.update(solved)
                 continue
@@ -257,18 +189,57 @@ class Space:
                 raise ValueError(f"must give {', '.join(missing)}, which nothing else determines")
             sampled[name] = defaults[name]
         for name, axis in self.axes.items():
-            if not axis.contains(sampled[name]):
+            if name in sampled and not axis.contains(sampled[name]):
                 raise ValueError(f"{name}={sampled[name]!r} lies outside its axis in `space`")
-        self._check_derived(params, sampled)
-        return sampled
+        self._check_computed(params, sampled)
+        return self.active(sampled)
 
-    def _check_derived(
+    def _is_active(self, name: str, params: Mapping[str, ParamValue]) -> bool:
+        """Whether a parameter is active, given all active ones that it reads."""
+        if name in self.derived and not self.derived[name].names <= params.keys():
+            return False
+        condition = self.conditions.get(name)
+        if condition is None:
+            return True
+        return condition.names <= params.keys() and bool(condition.evaluate(params))
+
+    def _missing(self, sampled: Mapping[str, ParamValue]) -> list[str]:
+        """Axes that a point lacks, as far as is known by now: those that decide come first."""
+        params, missing, open_ = {}, [], set[str]()
+        for name in self._order:
+            if self._reads(name) & open_:
+                open_.add(name)  # neither its value nor whether it is active can be said
+            elif not self._is_active(name, params):
+                continue
+            elif name in self.axes and name not in sampled:
+                missing.append(name)
+                open_.add(name)
+            else:
+                params[name] = (
+                    sampled[name]
+                    if name in self.axes
+                    else self.fixed[name]
+                    if name in self.fixed
+                    else self.derived[name].evaluate(params)
+                )
+        return [name for name in self.axes if name in missing]
+
+    def _reads(self, name: str) -> frozenset[str]:
+        return _reads(self.parameters[name])
+
+    def _check_computed(
         self, params: Mapping[str, ParamValue], sampled: Mapping[str, ParamValue]
     ) -> None:
         resolved = self.resolve(sampled)
-        for name in self.derived.keys() & params.keys():
+        for name in self.parameters.keys() & params.keys():
+            if name not in resolved:
+                condition = self.conditions.get(name)
+                why = f": `{condition.text}` does not hold" if condition else ""
+                raise ValueError(f"must not give {name}, which is inactive there{why}")
             told, computed = params[name], resolved[name]
-            if not math.isclose(float(told), float(computed), rel_tol=1e-6, abs_tol=1e-9):
+            if name in self.fixed and told != computed:
+                raise ValueError(f"{name}={told!r} contradicts its fixed value, {computed!r}")
+            if name in self.derived and not _is_close(told, computed):
                 raise ValueError(f"{name}={told!r} contradicts its derivation, {computed!r}")
 
     def _solve_one(
@@ -309,7 +280,7 @@ class Space:
         raise ValueError(f"{name}={target:g} is not reached by any {axis_name} in `space`")
 
     def _value_of(self, name: str, known: Mapping[str, ParamValue]) -> float:
-        values = dict(known)
+        values = {**self.fixed, **known}
         for each, expression in self.derived.items():
             if expression.names <= values.keys():
                 values[each] = expression.evaluate(values)
@@ -318,12 +289,13 @@ class Space:
     def _axes_below(self, name: str) -> set[str]:
         if name in self.axes:
             return {name}
-        return {axis for each in self.derived[name].names for axis in self._axes_below(each)}
+        below = self.derived[name].names if name in self.derived else ()
+        return {axis for each in below for axis in self._axes_below(each)}
 
     def _distance(self, a: Mapping[str, ParamValue], b: Mapping[str, ParamValue]) -> float:
         return sum(
-            float(a[name] != b[name])
-            if isinstance(axis, Choices)
+            float(a.get(name) != b.get(name))
+            if isinstance(axis, Choices) or name not in a or name not in b
             else (axis.unit(a[name]) - axis.unit(b[name])) ** 2
             for name, axis in self.axes.items()
         )
@@ -333,35 +305,62 @@ class Space:
     ) -> dict[str, ParamValue]:
         return {
             name: a[name]
-            if isinstance(axis, Choices)
+            if isinstance(axis, Choices) or name not in b
             else axis.at((1 - share) * axis.unit(a[name]) + share * axis.unit(b[name]))
             for name, axis in self.axes.items()
+            if name in a
         }
 
 
-def _in_order(derived: Mapping[str, Expression]) -> dict[str, Expression]:
-    """Order derived quantities so that each follows those it reads."""
-    ordered: dict[str, Expression] = {}
-    while len(ordered) < len(derived):
-        ready = {
-            name: expression
-            for name, expression in derived.items()
-            if name not in ordered and not (expression.names & derived.keys()) - ordered.keys()
-        }
+def flatten(parameters: Mapping[str, Parameter]) -> dict[str, Single]:
+    """Replace each schedule by its parts, named behind a dot."""
+    flat: dict[str, Single] = {}
+    for name, parameter in parameters.items():
+        if isinstance(parameter, Schedule):
+            flat.update((f"{name}.{part}", single) for part, single in parameter.parts())
+        else:
+            flat[name] = parameter
+    return flat
+
+
+def _reads(parameter: Single) -> frozenset[str]:
+    """The parameters that one depends on."""
+    read = parameter.expression.names if isinstance(parameter, Derived) else frozenset[str]()
+    return read | (parameter.condition.names if parameter.condition else frozenset())
+
+
+def _in_order(parameters: Mapping[str, Single]) -> tuple[str, ...]:
+    """Order parameters so that each follows those it reads."""
+    ordered: dict[str, None] = {}
+    while len(ordered) < len(parameters):
+        ready = [
+            name
+            for name, parameter in parameters.items()
+            if name not in ordered and not (_reads(parameter) & parameters.keys()) - ordered.keys()
+        ]
         if not ready:
-            circle = ", ".join(name for name in derived if name not in ordered)
+            circle = ", ".join(name for name in parameters if name not in ordered)
             raise ValueError(
-                f"derived quantities must not depend on each other in a circle: {circle}"
+                "derived quantities and conditions must not depend on each other in a circle:"
+                f" {circle}"
             )
-        ordered.update(ready)
-    return ordered
+        ordered.update(dict.fromkeys(ready))
+    return tuple(ordered)
 
 
 def _holds(constraint: Expression, params: Mapping[str, ParamValue]) -> bool:
+    if not constraint.names <= params.keys():
+        return True
     try:
         return bool(constraint.evaluate(params))
     except ValueError:
         return False
+
+
+def _is_close(told: ParamValue, computed: ParamValue) -> bool:
+    if isinstance(told, str) or isinstance(computed, str):
+        return told == computed
+    return math.isclose(float(told), float(computed), rel_tol=1e-6, abs_tol=1e-9)
 
 
 def _or_nan(function: Any, unit: float) -> float:
@@ -369,11 +368,3 @@ def _or_nan(function: Any, unit: float) -> float:
         return function(unit)
     except ValueError:
         return math.nan
-
-
-def _index(choices: Sequence[Any], value: Any) -> int:
-    """Where the value stands; true is not 1 here, as it is not in a config file."""
-    for i, choice in enumerate(choices):
-        if choice == value and isinstance(choice, bool) == isinstance(value, bool):
-            return i
-    return -1

@@ -1,174 +1,52 @@
-"""The sweep spec: its sections, and the YAML file that fills them.
+"""The sweep spec: its sections together, and the YAML file that fills them.
 
 `load_spec` finds every mistake at once and places each by line and column.
 """
 
+import contextlib
+import hashlib
 import io
 import json
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from itertools import pairwise
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, get_args
 
-import numpy as np
 from pydantic import Field
 from ruamel.yaml import YAML
 
-from sweeps.expressions import Expression, parse
+from sweeps.expressions import parse
+from sweeps.parameters import PART_KEYS
 from sweeps.record import ParamValue, sqlite_url
 from sweeps.section import Document, Found, Section, SpecError, got, read_section, unknown
+from sweeps.section import Path as Place
 from sweeps.section import Problem as Problem
-from sweeps.space import Choices, Derived, Parameter, Range, Space
+from sweeps.sections import (
+    NOISE_SEEDS,
+    BudgetSpec,
+    ControlSpec,
+    FinalistsSpec,
+    KnownPoint,
+    ObjectiveSpec,
+    ResourcesSpec,
+    SearchSpec,
+    StoppingSpec,
+    StorageSpec,
+    TrackingSpec,
+    TrainSpec,
+)
+from sweeps.space import Choices, Derived, Fixed, Parameter, Range, Schedule, Space, flatten
+from sweeps.spec_checks import (
+    KnobInfo,
+    check_expressions,
+    check_names,
+    check_points,
+    check_sampler,
+    check_schedules,
+)
 
 COPY_NAME = "spec.yaml"
 STUDY_NAME = "study.db"
-NUM_PROBES = 512
 MIN_STARTUP, MAX_STARTUP = 4, 10
-
-_METRICS = Literal["NDS", "mAP", "mATE", "mASE", "mAOE", "mAVE", "mAAE"]
-
-
-class KnobInfo(Protocol):
-    """What a spec needs to know about a tunable."""
-
-    @property
-    def name(self) -> str:
-        """Its name."""
-        ...
-
-    @property
-    def keys(self) -> tuple[str, ...]:
-        """The config keys it sets; none for a pure search axis."""
-        ...
-
-    @property
-    def default(self) -> Any:
-        """Its value in a run by hand."""
-        ...
-
-    @property
-    def low(self) -> float | None:
-        """Its least value."""
-        ...
-
-    @property
-    def high(self) -> float | None:
-        """Its greatest value."""
-        ...
-
-    @property
-    def choices(self) -> tuple[Any, ...] | None:
-        """Its only values."""
-        ...
-
-
-class TrainSpec(Section):
-    """What is trained: a config file, what it starts from, how long."""
-
-    config: str = Field(min_length=1)
-    load_from: str | None = None
-    epochs: float = Field(gt=0)
-    overrides: dict[str, Any] = Field(default_factory=dict)
-
-
-class ObjectiveSpec(Section):
-    """What is optimised, and the spread it shows between seeds."""
-
-    metric: _METRICS = "NDS"
-    mode: Literal["max", "min"] = "max"
-    noise: float = Field(ge=0)
-
-    def rules(self) -> Iterator[tuple[str, str]]:
-        """Errors are minimised, scores maximised."""
-        right = "max" if self.metric in ("NDS", "mAP") else "min"
-        if self.mode != right:
-            yield "mode", f"must be {right!r} for {self.metric}, {got(self.mode)}"
-
-    @property
-    def key(self) -> str:
-        """The metric's key in a trial's reports."""
-        return f"val/{self.metric.lower()}"
-
-
-class KnownPoint(Section):
-    """A point evaluated outside this sweep: the space's parameters and the score."""
-
-    params: dict[str, float | int | bool | str]
-    value: float
-
-
-class SearchSpec(Section):
-    """How the next trial is chosen."""
-
-    sampler: Literal["gp", "tpe", "random"] = "gp"
-    seed: int = Field(default=0, ge=0, lt=2**32)
-    startup: int | None = Field(default=None, ge=1)
-
-
-class StoppingSpec(Section):
-    """When hopeless trials end, and the rungs at which every trial is scored."""
-
-    rule: Literal["safe", "fast", "none"] = "safe"
-    rungs: tuple[float, ...] = Field(default=(0.25, 0.5, 1.0), strict=False)
-    val_shares: tuple[float, ...] | None = Field(default=None, strict=False)
-
-    def rules(self) -> Iterator[tuple[str, str]]:
-        """Rungs lead up to a full run, scored on all scenes."""
-        rungs = list(self.rungs)
-        if not rungs or not all(0 < rung <= 1 for rung in rungs):
-            yield "rungs", f"must be shares of the budget in (0, 1], {got(rungs)}"
-        elif any(a >= b for a, b in pairwise(rungs)):
-            yield "rungs", f"must increase strictly, {got(rungs)}"
-        elif rungs[-1] != 1:
-            yield "rungs", f"must end with 1, the full budget, {got(rungs)}"
-        if self.val_shares is None:
-            return
-        shares = list(self.val_shares)
-        if len(shares) != len(rungs):
-            yield "val_shares", f"must be as many as rungs ({len(rungs)}), {got(shares)}"
-        if not shares or not all(0 < share <= 1 for share in shares):
-            yield "val_shares", f"must be shares of the scenes in (0, 1], {got(shares)}"
-        elif shares[-1] != 1:
-            yield "val_shares", f"must end with 1, all scenes, {got(shares)}"
-
-    @property
-    def fidelities(self) -> tuple[tuple[float, float], ...]:
-        """(share of the budget, share of the validation scenes) of each rung."""
-        shares = self.val_shares or (1.0,) * len(self.rungs)
-        return tuple(zip(self.rungs, shares, strict=True))
-
-
-class BudgetSpec(Section):
-    """When the sweep ends: after so many trials; no new one after so many hours."""
-
-    trials: int = Field(ge=1)
-    hours: float | None = Field(default=None, gt=0)
-
-
-class ResourcesSpec(Section):
-    """What one trial takes, and how many run at once (null: as many as fit)."""
-
-    gpus: int = Field(default=0, ge=0)
-    cpus: int = Field(default=1, ge=1)
-    concurrent: int | None = Field(default=None, ge=1)
-
-    def rules(self) -> Iterator[tuple[str, str]]:
-        """One trial is one process."""
-        if self.gpus > 1:
-            yield "gpus", f"`gpus <= 1` must hold, {got(self.gpus)}: a trial is one process so far"
-
-
-class TrackingSpec(Section):
-    """The MLflow server; null: a SQLite file beside the sweeps."""
-
-    uri: str | None = None
-
-
-class StorageSpec(Section):
-    """Where sweeps lie; `study` is a database URL, null: a SQLite file in the sweep's directory."""
-
-    path: str = "runs"
-    study: str | None = None
 
 
 class SweepSpec(Section):
@@ -177,16 +55,55 @@ class SweepSpec(Section):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     train: TrainSpec
     objective: ObjectiveSpec
-    space: dict[str, Range | Choices | Derived]
+    space: dict[str, Range | Choices | Fixed | Derived | Schedule]
     constraints: tuple[str, ...] = ()
     known: tuple[KnownPoint, ...] = ()
+    start: tuple[dict[str, float | int | bool | str], ...] = ()
     search: SearchSpec = SearchSpec()
     stopping: StoppingSpec = StoppingSpec()
-    control: bool = True
+    health: Any = "default"  # read by sweeps.health.parse_rules
+    control: bool | ControlSpec = True
+    finalists: FinalistsSpec | None = None
     budget: BudgetSpec
     resources: ResourcesSpec = ResourcesSpec()
     tracking: TrackingSpec = TrackingSpec()
     storage: StorageSpec = StorageSpec()
+
+    def rules(self) -> Iterator[tuple[str, str]]:
+        """Noise must come from somewhere, and a budget must be one that is spent."""
+        if self.objective.noise is None and self.control_seeds < 2:
+            yield (
+                "objective",
+                (
+                    "noise must be given, or measured by a control with 2 seeds or more: "
+                    f"`control: {{seeds: {NOISE_SEEDS}}}`, {got(self.control_seeds)} of them"
+                ),
+            )
+        if self.budget.trials is not None and self.budget.trials < len(self.start):
+            yield (
+                "start",
+                (
+                    f"must be no more points than budget.trials ({self.budget.trials}), "
+                    f"{got(len(self.start))} of them"
+                ),
+            )
+        if self.budget.gpu_hours is not None and self.resources.gpus == 0:
+            yield (
+                "budget",
+                (
+                    "gpu_hours must not be given where trials take no GPU, since none would be "
+                    "spent: limit hours or trials"
+                ),
+            )
+
+    @property
+    def control_seeds(self) -> int:
+        """Trainings of the control before its share in the finals; 0: no control."""
+        if isinstance(self.control, ControlSpec):
+            return self.control.seeds
+        if not self.control:
+            return 0
+        return NOISE_SEEDS if self.objective.noise is None else 1
 
     @property
     def directory(self) -> Path:
@@ -206,8 +123,9 @@ class SweepSpec(Section):
     @property
     def startup(self) -> int:
         """Trials drawn at random before the sampler trusts its model."""
-        share = min(MAX_STARTUP, max(MIN_STARTUP, self.budget.trials // 3))
-        return self.search.startup or share
+        trials = self.budget.trials
+        share = MAX_STARTUP if trials is None else max(MIN_STARTUP, trials // 3)
+        return self.search.startup or min(MAX_STARTUP, share)
 
     def build_space(self) -> Space:
         """The search space."""
@@ -222,7 +140,9 @@ class SweepSpec(Section):
         data = json.loads(self.model_dump_json(by_alias=True))
         metric = self.objective.metric
         data["known"] = [
-            {"params": dict(point.params), metric: point.value} for point in self.known
+            {"params": dict(point.params), metric: point.value}
+            | point.model_dump(include={"epochs", "semantics", "source"}, exclude_none=True)
+            for point in self.known
         ]
         return data
 
@@ -231,6 +151,12 @@ class SweepSpec(Section):
         stream = io.StringIO()
         YAML().dump(self.dump(), stream)  # in the order of the spec, unlike the safe dumper
         (directory / COPY_NAME).write_text(stream.getvalue())
+
+
+def config_hash(spec: SweepSpec, params: Mapping[str, ParamValue]) -> str:
+    """Eight digits that tell one training from another."""
+    content = {"params": dict(params), "train": spec.train.content()}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def load_spec(
@@ -268,7 +194,12 @@ def peek_config(path: Path | str) -> str | None:
 
 
 def parse_spec(
-    text: str, *, source: str, knobs: Mapping[str, KnobInfo], has_key: Callable[[str], bool]
+    text: str,
+    *,
+    source: str,
+    knobs: Mapping[str, KnobInfo],
+    has_key: Callable[[str], bool],
+    config_keys: Collection[str] = (),
 ) -> SweepSpec:
     """Read a spec from a text; see `load_spec`."""
     document = Document(text, source)
@@ -277,33 +208,98 @@ def parse_spec(
     space = _read_space(data.pop("space", None), "space" in document.data, found)
     metric = _metric_name(data)
     known = _read_known(data.pop("known", []), metric, found)
+    start = _read_start(data.pop("start", []), found)
     constraints = _read_constraints(data.pop("constraints", []), found)
+    _check_plain(data, found)
+    clean_space = not any(path[0] == "space" for path, _ in found)
+    found.extend(check_names(space, knobs, has_key, config_keys))
+    found.extend(check_expressions(space, constraints, _names_in(document.data.get("space"))))
+    is_sound = clean_space and not any(path[0] in ("space", "constraints") for path, _ in found)
+    whole = Space(space, constraints) if is_sound else None
+    sampler = _sampler_name(data)
+    found.extend(check_sampler(sampler, space, with_start=bool(start)))
+    if sampler == "grid":
+        data["budget"] = _grid_budget(data.get("budget", {}), whole, found)
     sections = {
         name: read_section(section, data.pop(name), (name,), found)
         for name, section in _SECTIONS.items()
-        if name in data
+        if name in data and not isinstance(data[name], bool)
     }
     # The top level again, each section replaced by what was read or, if that failed, dropped.
     failed = {name for name, section in sections.items() if section is None}
     top: list[Found] = []
     fields = {**data, **{k: v for k, v in sections.items() if v is not None}, "space": space}
-    spec = read_section(SweepSpec, {**fields, "constraints": constraints, "known": ()}, (), top)
+    plain = {"constraints": constraints, "known": (), "start": tuple(p or {} for p in start)}
+    spec = read_section(SweepSpec, {**fields, **plain}, (), top)
     found.extend(f for f in top if not (f[1] == "must be given" and f[0][0] in failed))
-    clean_space = not any(path[0] == "space" for path, _ in found)
-    found.extend(_check_names(space, knobs, has_key))
-    found.extend(_check_expressions(space, constraints, _names_in(document.data.get("space"))))
-    if clean_space and not any(path[0] in ("space", "constraints") for path, _ in found):
-        known = _check_points(Space(space, constraints), known, knobs, found)
+    train = sections.get("train")
+    if isinstance(train, TrainSpec):
+        found.extend(check_schedules(space, train.epochs))
+    if whole is not None:
+        known, start = check_points(whole, known, start, knobs, found, is_grid=sampler == "grid")
     if found or spec is None:
         raise document.error(found)
-    return spec.model_copy(update={"known": tuple(known)})
+    return spec.model_copy(update={"known": tuple(known), "start": tuple(start)})
+
+
+def _names_in(space: Any) -> list[str]:
+    """All names of the space, those with mistakes of their own included."""
+    return list(space) if isinstance(space, dict) else []
+
+
+def _sampler_name(data: Mapping[str, Any]) -> str:
+    search = data.get("search")
+    default = SearchSpec.model_fields["sampler"].default
+    return search.get("sampler", default) if isinstance(search, dict) else default
+
+
+def _grid_budget(budget: Any, space: Space | None, found: list[Found]) -> Any:
+    """The budget of a grid, whose number of trials follows from its points."""
+    if not isinstance(budget, dict):
+        return budget
+    given = budget.get("trials")
+    count = 0
+    if space is not None:
+        # What is wrong with a grid is said where its points are tried.
+        with contextlib.suppress(ValueError):
+            count = len(space.grid())
+    if given is None:
+        return {**budget, "trials": max(1, count)}
+    if count and isinstance(given, int) and given > count:
+        message = f"`trials <= {count}` must hold, the points of the grid, {got(given)}"
+        found.append((("budget", "trials"), message))
+    return budget
+
+
+def _section_in(annotation: Any) -> type[Section] | None:
+    kinds = [annotation, *get_args(annotation)]
+    return next((k for k in kinds if isinstance(k, type) and issubclass(k, Section)), None)
 
 
 _SECTIONS: dict[str, type[Section]] = {
-    name: field.annotation
+    name: section
     for name, field in SweepSpec.model_fields.items()
-    if isinstance(field.annotation, type) and issubclass(field.annotation, Section)
+    if name != "space" and (section := _section_in(field.annotation)) is not None
 }
+
+
+def _check_plain(data: dict[str, Any], found: list[Found]) -> None:
+    """Check what may be a plain value; drop what cannot be read."""
+    control = data.get("control", True)
+    if not isinstance(control, bool | Mapping):
+        found.append((("control",), f"must be true or false, {got(control)}, or {{seeds: 3}}"))
+        del data["control"]
+    if data.get("finalists") is None:
+        data.pop("finalists", None)
+    if "health" not in data:
+        return
+    from sweeps.health import parse_rules
+
+    try:
+        parse_rules(data["health"])
+    except ValueError as error:
+        found.append((("health",), str(error)))
+        del data["health"]
 
 
 def _read_space(data: Any, is_given: bool, found: list[Found]) -> dict[str, Parameter]:
@@ -315,22 +311,81 @@ def _read_space(data: Any, is_given: bool, found: list[Found]) -> dict[str, Para
     for name, item in data.items():
         kind = _kind_of(item)
         if kind is None:
-            message = f"must be {{low, high}}, {{choices}} or {{derive}}, {got(item)}"
+            message = f"must be {', '.join(_FORMS[:-1])} or {_FORMS[-1]}, {got(item)}"
             found.append((("space", name), message))
             continue
-        parameter = read_section(kind, item, ("space", name), found)
+        path = ("space", name)
+        content = _read_parts(item, path, found) if kind is Schedule else item
+        parameter = None if content is None else read_section(kind, content, path, found)
         if parameter is not None:
             space[name] = parameter
-    if space and all(isinstance(parameter, Derived) for parameter in space.values()):
-        found.append((("space",), "must have a parameter to search, but got derived ones alone"))
+    singles = flatten(space).values()
+    if space and not any(isinstance(single, Range | Choices) for single in singles):
+        found.append((("space",), "must have a parameter to search, but got none that varies"))
     return space
 
 
-def _kind_of(item: Any) -> type[Range] | type[Choices] | type[Derived] | None:
+_KINDS: dict[str, type[Range] | type[Choices] | type[Derived] | type[Fixed] | type[Schedule]] = {
+    "schedule": Schedule,
+    "derive": Derived,
+    "choices": Choices,
+    "fixed": Fixed,
+    "low": Range,
+    "high": Range,
+}
+_FORMS = ("{low, high}", "{choices}", "{fixed}", "{derive}", "{schedule}")
+
+
+def _kind_of(item: Any) -> Any:
     if not isinstance(item, dict):
         return None
-    kinds = {"derive": Derived, "choices": Choices, "low": Range, "high": Range}
-    return next((kind for key, kind in kinds.items() if key in item), None)
+    return next((kind for key, kind in _KINDS.items() if key in item), None)
+
+
+def _read_parts(item: Mapping[str, Any], path: Place, found: list[Found]) -> dict[str, Any] | None:
+    """Read the numbers of a schedule; None if one of them cannot be read."""
+    content, before = dict(item), len(found)
+    for key in PART_KEYS:
+        if key != "stages" and content.get(key) is not None:
+            content[key] = _read_part(content[key], (*path, key), found)
+    stages = content.get("stages")
+    if stages is not None:
+        rows: list[Any] = stages if isinstance(stages, list) else [None]
+        if not all(isinstance(row, list) and len(row) == 2 for row in rows):
+            message = f"must be a list of [from_epoch, value], {got(stages)}"
+            found.append(((*path, "stages"), message))
+            return None
+        content["stages"] = tuple(
+            tuple(_read_part(part, (*path, "stages", i, k), found) for k, part in enumerate(row))
+            for i, row in enumerate(rows)
+        )
+    return content if len(found) == before else None
+
+
+def _read_part(part: Any, path: Place, found: list[Found]) -> Any:
+    if isinstance(part, int | float) and not isinstance(part, bool):
+        return float(part)
+    kind = _kind_of(part)
+    if kind is None or kind is Schedule:
+        message = f"must be a number, {', '.join(_FORMS[:-2])} or {_FORMS[-2]}, {got(part)}"
+        found.append((path, message))
+        return None
+    return read_section(kind, part, path, found)
+
+
+def _read_start(data: Any, found: list[Found]) -> list[dict[str, ParamValue] | None]:
+    if not isinstance(data, list):
+        found.append((("start",), f"must be a list of points, {got(data)}"))
+        return []
+    points: list[dict[str, ParamValue] | None] = []
+    for i, item in enumerate(data):
+        is_point = isinstance(item, dict) and all(
+            isinstance(value, float | int | bool | str) for value in item.values()
+        )
+        if not is_point:
+            found.append((("start", i), f"must be a mapping of parameters to values, {got(item)}"))
+        points.append(item if is_point else None)
+    return points
 
 
 def _metric_name(data: Mapping[str, Any]) -> str:
@@ -343,23 +398,36 @@ def _read_known(data: Any, metric: str, found: list[Found]) -> list[KnownPoint |
     if not isinstance(data, list):
         found.append((("known",), f"must be a list of {{params, {metric}}}, {got(data)}"))
         return []
+    keys = ("params", metric, "epochs", "semantics", "source")
     points: list[KnownPoint | None] = []
-    for i, item in enumerate(data):
+    for i, item in _with_files(data, found):
         path = ("known", i)
         if not isinstance(item, dict):
             found.append((path, f"must be a mapping with params, {metric}, {got(item)}"))
             points.append(None)
             continue
-        strangers = [key for key in item if key not in ("params", metric)]
-        wrong: list[Found] = [
-            ((*path, k), unknown("key", k, ("params", metric))) for k in strangers
-        ]
+        strangers = [key for key in item if key not in keys]
+        wrong: list[Found] = [((*path, k), unknown("key", k, keys)) for k in strangers]
         plain = {"value" if k == metric else k: v for k, v in item.items() if k not in strangers}
         point = read_section(KnownPoint, plain, path, wrong)
         # The file names the score by its metric.
         found.extend(((*p[:2], metric, *p[3:]) if p[2:3] == ("value",) else p, m) for p, m in wrong)
         points.append(None if wrong else point)
     return points
+
+
+def _with_files(data: list[Any], found: list[Found]) -> Iterator[tuple[int, Any]]:
+    """Each item with its place, the points of a file in the place of the file's name."""
+    for i, item in enumerate(data):
+        if not isinstance(item, str):
+            yield i, item
+            continue
+        try:
+            inside = Document(Path(item).read_text(), item).data.get("known", [])
+        except (OSError, SpecError) as error:
+            found.append((("known", i), f"must be a file that `import` wrote: {error}"))
+            continue
+        yield from ((i, point) for point in inside)
 
 
 def _read_constraints(data: Any, found: list[Found]) -> tuple[str, ...]:
@@ -383,133 +451,13 @@ def _read_constraints(data: Any, found: list[Found]) -> tuple[str, ...]:
     return tuple(good)
 
 
-def _check_names(
-    space: Mapping[str, Parameter],
-    knobs: Mapping[str, KnobInfo],
-    has_key: Callable[[str], bool],
-) -> Iterator[Found]:
-    for name, parameter in space.items():
-        path = ("space", name)
-        if name == "seed":
-            yield path, "must not be searched: `search.seed` is the seed of every trial"
-        elif name in knobs:
-            yield from (((*path, key), m) for key, m in _outside(knobs[name], parameter))
-        elif not has_key(name):
-            yield path, f"{unknown('knob', name, knobs)} (a dotted key must exist in the config)"
-
-
-def _outside(knob: KnobInfo, parameter: Parameter) -> Iterator[tuple[str, str]]:
-    """What a parameter asks for beyond its knob's own range."""
-    if isinstance(parameter, Derived):
-        return
-    if isinstance(parameter, Range):
-        values: list[tuple[str, Any]] = [("low", parameter.low), ("high", parameter.high)]
-    else:
-        values = [("choices", value) for value in parameter.choices]
-    for key, value in values:
-        if message := _refusal(knob, value):
-            yield key, message
-
-
-def _refusal(knob: KnobInfo, value: Any) -> str | None:
-    if knob.choices is not None and value not in knob.choices:
-        return f"must be one of {list(knob.choices)} for {knob.name}, {got(value)}"
-    if knob.low is None and knob.high is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return f"must be a number for {knob.name}, {got(value)}"
-    if knob.low is not None and value < knob.low:
-        return f"`{knob.name} >= {knob.low:g}` must hold, but got {value:g}"
-    if knob.high is not None and value > knob.high:
-        return f"`{knob.name} <= {knob.high:g}` must hold, but got {value:g}"
-    return None
-
-
-def _check_expressions(
-    space: Mapping[str, Parameter], constraints: Sequence[str], names: Collection[str]
-) -> Iterator[Found]:
-    """Expressions read parameters of the space, and no circle."""
-    derived = {k: p.expression for k, p in space.items() if isinstance(p, Derived)}
-    for name, expression in derived.items():
-        yield from _unknown_names(("space", name, "derive"), expression, names)
-    for i, text in enumerate(constraints):
-        yield from _unknown_names(("constraints", i), parse(text), names)
-    try:
-        Space(space)
-    except ValueError as error:
-        yield ("space",), str(error)
-
-
-def _names_in(space: Any) -> list[str]:
-    """All names of the space, those with mistakes of their own included."""
-    return list(space) if isinstance(space, dict) else []
-
-
-def _unknown_names(
-    path: tuple[str | int, ...], expression: Expression, names: Collection[str]
-) -> Iterator[Found]:
-    for name in sorted(expression.names - set(names)):
-        yield path, f"{unknown('parameter', name, names)}, in {expression.text!r}"
-
-
-def _check_points(
-    space: Space,
-    known: Sequence[KnownPoint | None],
-    knobs: Mapping[str, KnobInfo],
-    found: list[Found],
-) -> list[KnownPoint]:
-    """Try the space on points, and complete the known ones."""
-    try:
-        _probe(space, knobs, found)
-    except ValueError as error:
-        found.append((("constraints",) if space.constraints else ("space",), str(error)))
-        return []
-    # A pure search axis sets nothing by itself, so a run by hand has no default for it.
-    defaults = {name: knob.default for name, knob in knobs.items() if knob.keys}
-    complete = []
-    for i, point in enumerate(known):
-        if point is None:
-            continue
-        try:
-            complete.append(_complete(space, point, defaults))
-        except ValueError as error:
-            found.append((("known", i, "params"), str(error)))
-    return complete
-
-
-def _probe(space: Space, knobs: Mapping[str, KnobInfo], found: list[Found]) -> None:
-    """Draw points: the constraints must leave some, derived values must fit their knobs."""
-    rng = np.random.default_rng(0)
-    bad: dict[str, str] = {}
-    for _ in range(NUM_PROBES):
-        params = space.resolve(space.draw(rng))
-        for name in space.derived.keys() & knobs.keys():
-            if message := _refusal(knobs[name], params[name]):
-                bad.setdefault(name, message)
-    for name, message in bad.items():
-        text = f"{message} at a point of the space; add a constraint on {name} or narrow the axes"
-        found.append((("space", name, "derive"), text))
-
-
-def _complete(space: Space, point: KnownPoint, defaults: Mapping[str, ParamValue]) -> KnownPoint:
-    names = [*space.axes, *space.derived]
-    for name in point.params:
-        if name not in names:
-            raise ValueError(unknown("parameter", name, names))
-    sampled = space.invert(point.params, defaults)
-    # What the point gives stands as given: recomputed, it could cross a constraint by a rounding.
-    params = {**space.resolve(sampled), **point.params}
-    if broken := space.violations(params):
-        raise ValueError(f"must meet the constraints, but breaks {', '.join(broken)}")
-    return point.model_copy(update={"params": params})
-
-
 __all__ = [
     "KnobInfo",
     "KnownPoint",
     "Problem",
     "SpecError",
     "SweepSpec",
+    "config_hash",
     "load_copy",
     "load_spec",
     "parse_spec",

@@ -69,7 +69,20 @@ def test_help_loads_nothing_heavy():
 
 
 @pytest.mark.parametrize(
-    "name", ["plan", "run", "resume", "submit", "status", "stop", "report", "export", "import", "ui"]
+    "name",
+    [
+        "plan",
+        "run",
+        "resume",
+        "submit",
+        "status",
+        "stop",
+        "report",
+        "export",
+        "import",
+        "schema",
+        "ui",
+    ],
 )
 def test_each_command_has_an_example(name):
     shown = call(name, "--help")

@@ -81,7 +81,11 @@ def test_the_trial_gets_its_config_and_works_below_the_root(spec, knobs, tmp_pat
     calls = []
     module = ModuleType("aqr_model.train")
     module.train = lambda config, **given: calls.append((config, Path.cwd(), given))
+    module.Halted = type("Halted", (Exception,), {})
+    processes = ModuleType("aqr_model.distributed")
+    processes.WorkerFailed = type("WorkerFailed", (Exception,), {})
     monkeypatch.setitem(sys.modules, "aqr_model.train", module)
+    monkeypatch.setitem(sys.modules, "aqr_model.distributed", processes)
     root, workdir, before = tmp_path / "root", tmp_path / "t000", Path.cwd()
     root.mkdir()
     built = pickle.loads(pickle.dumps(build_training(spec, BASE, root=root)))
@@ -96,6 +100,7 @@ def test_the_trial_gets_its_config_and_works_below_the_root(spec, knobs, tmp_pat
     ((config, cwd, given),) = calls
     assert config.model.head.enable_aqr is False
     assert cwd == root
+    assert given.pop("halts")() is False
     assert given == {"workdir": workdir, "report": report, "resume_from": checkpoint}
     assert Path.cwd() == before
     assert artifacts == [workdir / "config.py"]

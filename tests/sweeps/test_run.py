@@ -227,5 +227,5 @@ def test_nothing_to_resume_is_said(tmp_path: Path) -> None:
 
 
 def test_a_trial_that_fits_nowhere_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(SweepRefused, match=r"must hold one trial .3 CPU., but has 2 CPU"):
+    with pytest.raises(SweepRefused, match=r"must hold one trial, 3 CPU, but none of its 1 does"):
         run_sweep(small_spec(tmp_path, resources="{cpus: 3}"), Bowl())

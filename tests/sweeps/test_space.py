@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from spec_samples import FULL, parse
 
 from sweeps.expressions import parse as parse_expression
-from sweeps.space import Choices, Derived, Range, Space
+from sweeps.space import Choices, Derived, Fixed, Range, Schedule, Space
 
 # Without a deadline: the time of an example says nothing on a busy machine.
 few = settings(deadline=None, max_examples=25)
@@ -161,3 +161,71 @@ def test_violations_are_those_of_the_exact_threshold() -> None:
     space = Space({"a": interval(0, 2)}, ["a <= 1"])
     assert space.violations({"a": 1.0}) == ()
     assert space.violations({"a": math.nextafter(1.0, 2.0)}) == ("a <= 1",)
+
+
+CONDITIONAL = Space(
+    {
+        "kind": Choices(choices=("p", "q")),
+        "a": interval(0, 1, when="kind == 'p'"),
+        "b": interval(0.1, 10, log=True, when="kind == 'q'"),
+        "deep": interval(1, 3, int=True, when="a > 0.5"),
+        "twice": Derived(derive="2 * a"),
+        "k": Fixed(fixed=7, when="kind == 'q'"),
+    },
+    ["a + b <= 0", "twice <= 1.8", "b * k >= 1"],
+)
+
+
+@few
+@given(st.integers(0, 2**32 - 1))
+def test_a_point_has_its_active_parameters_alone_and_meets_what_applies(seed: int) -> None:
+    sampled = CONDITIONAL.draw(np.random.default_rng(seed))
+    params = CONDITIONAL.resolve(sampled)
+    if params["kind"] == "p":
+        deep = {"deep"} if float(params["a"]) > 0.5 else set[str]()
+        assert params.keys() == {"kind", "a", "twice"} | deep
+        assert float(params["twice"]) <= 1.8
+    else:
+        assert params.keys() == {"kind", "b", "k"}
+        assert float(params["b"]) * 7 >= 1
+    assert sampled.keys() == params.keys() - {"twice", "k"}
+    assert CONDITIONAL.distributions(sampled).keys() == sampled.keys()
+    assert CONDITIONAL.invert(params, {}) == sampled
+
+
+def test_an_inactive_value_is_refused_and_an_active_one_needed() -> None:
+    with pytest.raises(
+        ValueError, match=r"must not give b, which is inactive there: `kind == 'q'`"
+    ):
+        CONDITIONAL.invert({"kind": "p", "a": 0.2, "b": 1.0}, {})
+    with pytest.raises(ValueError, match="must give a, which"):
+        CONDITIONAL.invert({"kind": "p"}, {})
+    assert CONDITIONAL.invert({"twice": 1.0}, {"kind": "p"}) == {"kind": "p", "a": 0.5}
+    with pytest.raises(ValueError, match="contradicts its fixed value, 7"):
+        CONDITIONAL.invert({"kind": "q", "b": 1.0, "k": 8}, {})
+
+
+def test_a_grid_has_each_conditional_point_once() -> None:
+    space = Space(
+        {
+            "kind": Choices(choices=("p", "q")),
+            "a": interval(0, 1, step=0.5, when="kind == 'p'"),
+            "b": interval(1, 100, log=True, points=3, when="kind == 'q'"),
+        },
+        ["a <= 0.5"],
+    )
+    assert space.grid() == [
+        {"kind": "p", "a": 0.0},
+        {"kind": "p", "a": 0.5},
+        {"kind": "q", "b": 1.0},
+        {"kind": "q", "b": pytest.approx(10.0)},
+        {"kind": "q", "b": pytest.approx(100.0)},
+    ]
+
+
+def test_searched_epochs_of_a_schedule_keep_their_order() -> None:
+    stages = ((0.0, 1.0), (interval(0, 2), 2.0), (interval(0, 2), 3.0))
+    space = Space({"s": Schedule(schedule="staged", stages=stages)})
+    for seed in range(20):
+        params = space.resolve(space.draw(np.random.default_rng(seed)))
+        assert 0 < float(params["s.from_epoch_2"]) < float(params["s.from_epoch_3"])

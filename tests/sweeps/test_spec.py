@@ -1,9 +1,9 @@
 from pathlib import Path
 
 import pytest
-from spec_samples import FULL, KNOBS, SMALL, parse
+from spec_samples import FULL, KNOBS, SMALL, SampleKnob, parse
 
-from sweeps.spec import SpecError, SweepSpec, load_copy, load_spec, peek_config
+from sweeps.spec import SpecError, SweepSpec, load_copy, load_spec, parse_spec, peek_config
 
 
 def problems(text: str) -> dict[str, str]:
@@ -55,6 +55,48 @@ def test_startup_grows_with_the_budget_and_can_be_set() -> None:
     assert parse(swap("seed: 0", "seed: 0, startup: 2")).startup == 2
 
 
+@pytest.mark.parametrize(
+    ("noise", "control", "seeds"),
+    [
+        (", noise: 0.002", "true", 1),
+        (", noise: 0.002", "false", 0),
+        (", noise: 0.002", "{seeds: 4}", 4),
+        ("", "true", 3),
+        ("", "{seeds: 2}", 2),
+    ],
+)
+def test_the_control_has_the_seeds_that_the_noise_needs(
+    noise: str, control: str, seeds: int
+) -> None:
+    text = swap(", noise: 0.002", noise, swap("control: true", f"control: {control}"))
+    assert parse(text).control_seeds == seeds
+
+
+@pytest.mark.parametrize("control", ["false", "{seeds: 1}"])
+def test_a_noise_that_nothing_measures_must_be_declared(control: str) -> None:
+    text = swap(", noise: 0.002", "", swap("control: true", f"control: {control}"))
+    found = problems(text)
+    assert list(found) == ["objective"]
+    assert "control: {seeds: 3}" in found["objective"]
+
+
+def test_finals_limits_and_health_are_read() -> None:
+    text = swap("control: true", "finalists: {top: 2, seeds: 3}\nhealth: [loss_rising]")
+    spec = parse(swap("trials: 24, hours: 72", "gpu_hours: 450", text))
+    assert spec.finalists is not None
+    assert (spec.finalists.top, spec.finalists.seeds) == (2, 3)
+    assert (spec.budget.trials, spec.budget.gpu_hours, spec.budget.hours) == (None, 450, None)
+    assert spec.startup == 10
+    assert list(spec.health) == ["loss_rising"]
+    assert parse(SMALL).health == "default"
+    assert parse(SMALL).finalists is None
+
+
+def test_a_time_that_only_the_forecast_reads_is_no_part_of_the_training() -> None:
+    timed = parse(swap("epochs: 1", "epochs: 1\n  seconds_per_iter: 0.5"))
+    assert timed.train.content() == parse(FULL).train.content()
+
+
 def test_known_points_are_completed_by_derivation_and_defaults() -> None:
     (point,) = parse(FULL).known
     assert point.value == 0.6849
@@ -82,7 +124,6 @@ def test_known_points_are_completed_by_derivation_and_defaults() -> None:
         ("epochs: 1", "epoch: 1", "train.epoch", "did you mean 'epochs'?"),
         ("noise: 0.002", "noise: -1", "objective.noise", "must be >= 0.0, but got -1"),
         ("noise: 0.002", "noise: .nan", "objective.noise", "must be finite, but got nan"),
-        (", noise: 0.002", "", "objective.noise", "must be given"),
         ("metric: NDS", "metric: nds", "objective.metric", "must be one of 'NDS', 'mAP'"),
         ("mode: max", "mode: min", "objective.mode", "must be 'max' for NDS, but got 'min'"),
         ("metric: NDS", "metric: mATE", "objective.mode", "must be 'min' for mATE"),
@@ -101,8 +142,8 @@ def test_known_points_are_completed_by_derivation_and_defaults() -> None:
         ("low: 0.6, high: 2.0", "low: 0.6", "space.gaussian_sigma.high", "must be given"),
         ("log: true", "log: 1", "space.aqr_lr_mult.log", "must be true or false, but got 1"),
         ("low: 0.6,", "low: 0.6, lo: 1,", "space.gaussian_sigma.lo", "did you mean 'low'?"),
-        ("{low: 0.6, high: 2.0}", "3", "space.gaussian_sigma", "{low, high}, {choices} or"),
-        ("{low: 0.6, high: 2.0}", "{}", "space.gaussian_sigma", "{low, high}, {choices} or"),
+        ("{low: 0.6, high: 2.0}", "3", "space.gaussian_sigma", "{low, high}, {choices}, {fixed}"),
+        ("{low: 0.6, high: 2.0}", "{}", "space.gaussian_sigma", "{low, high}, {choices}, {fixed}"),
         ("[0.3, 0.5, 0.8, 1.0]", "[]", "space.transformer_lr_mult.choices", "must not be empty"),
         ("[0.3, 0.5", "[0.5, 0.5", "space.transformer_lr_mult.choices", "but got 0.5 twice"),
         ("[0.3, 0.5, 0.8, 1.0]", "3", "space.transformer_lr_mult.choices", "must be a list"),
@@ -144,9 +185,9 @@ def test_known_points_are_completed_by_derivation_and_defaults() -> None:
         (", model.head.loss_weight: 2}", "}", "known.0.params", "must give model.head.loss_weight"),
         (
             "sampler: gp",
-            "sampler: grid",
+            "sampler: grit",
             "search.sampler",
-            "must be one of 'gp', 'tpe' or 'random'",
+            "must be one of 'gp', 'tpe', 'random', 'grid' or 'cmaes'",
         ),
         ("seed: 0", "seed: -1", "search.seed", "must be >= 0, but got -1"),
         ("seed: 0", "seed: 0.5", "search.seed", "must be a whole number, but got 0.5"),
@@ -166,12 +207,28 @@ def test_known_points_are_completed_by_derivation_and_defaults() -> None:
         ("control: true", "control: 2", "control", "must be true or false, but got 2"),
         ("trials: 24", "trials: 0", "budget.trials", "must be >= 1, but got 0"),
         ("hours: 72", "hours: 0", "budget.hours", "must be > 0.0, but got 0"),
-        ("hours: 72", "gpu_hours: 72", "budget.gpu_hours", "valid: trials, hours"),
-        ("gpus: 1", "gpus: 8", "resources.gpus", "`gpus <= 1` must hold, but got 8"),
+        ("hours: 72", "gpu_hours: 0", "budget.gpu_hours", "must be > 0.0, but got 0"),
+        ("hours: 72", "gpu_hour: 7", "budget.gpu_hour", "did you mean 'gpu_hours'?"),
+        ("trials: 24, hours: 72", "", "budget.trials", "must be given, or gpu_hours, or hours"),
+        (
+            "hours: 72}\nresources: {gpus: 1",
+            "gpu_hours: 9}\nresources: {gpus: 0",
+            "budget",
+            "trials take no GPU",
+        ),
+        ("control: true", "control: yes please", "control", "must be true or false, but got"),
+        ("control: true", "control: {seeds: 0}", "control.seeds", "must be >= 1, but got 0"),
+        ("control: true", "control: {seed: 2}", "control.seed", "did you mean 'seeds'?"),
+        ("control: true", "finalists: 2", "finalists", "must be a mapping with top, seeds"),
+        ("control: true", "finalists: {top: 2}", "finalists.seeds", "must be given"),
+        ("control: true", "finalists: {top: 0, seeds: 1}", "finalists.top", "must be >= 1"),
+        ("epochs: 1", "epochs: 1\n  seconds_per_iter: 0", "train.seconds_per_iter", "must be > 0"),
+        ("name: aqr-clamp", "name: a\nhealth: [los_rising]", "health", "'loss_rising'"),
+        ("name: aqr-clamp", "name: a\nhealth: 3", "health", "must be default, off or a list"),
+        ("gpus: 1", "gpus: 8", "resources.cpus", "must be a multiple of gpus (8)"),
         ("cpus: 6", "cpus: 0", "resources.cpus", "must be >= 1, but got 0"),
         ("uri: null", "uri: 3", "tracking.uri", "must be a text, but got 3"),
         ("{path: runs, study: null}", "runs", "storage", "must be a mapping with path, study"),
-        ("name: aqr-clamp", "name: a\nhealth: default", "health", "unknown key 'health'"),
         ("name: aqr-clamp", "name: [a", "file", "must be YAML:"),
         ("name: aqr-clamp", "name: a\nname: b", "file", "must be YAML: found duplicate key"),
     ],
@@ -219,7 +276,12 @@ def test_an_empty_file_and_a_list_are_refused() -> None:
     assert "must be a mapping" in problems("- a")["file"]
 
 
-@pytest.mark.parametrize("text", [FULL, SMALL])
+FINALS = SMALL.replace("objective: {noise: 0.01}", "objective: {}\ncontrol: {seeds: 2}") + (
+    "finalists: {top: 1, seeds: 2}\nhealth: [loss_rising, {rule: loss_flat, action: flag}]\n"
+)
+
+
+@pytest.mark.parametrize("text", [FULL, SMALL, FINALS])
 def test_the_copy_reads_back_equal(text: str, tmp_path: Path) -> None:
     spec = parse(text)
     spec.write_copy(tmp_path)
@@ -252,3 +314,179 @@ def test_a_spec_is_frozen() -> None:
 def test_sections_given_in_python_are_checked_too() -> None:
     with pytest.raises(ValueError, match="must end with 1"):
         SweepSpec.model_validate({**parse(SMALL).model_dump(), "stopping": {"rungs": [0.5]}})
+
+
+CONDITIONAL = swap(
+    "gaussian_sigma: {low: 0.6, high: 2.0}",
+    "mode: {choices: [a, b]}\n"
+    "  gaussian_sigma: {low: 0.6, high: 2.0, when: \"mode == 'a'\"}\n"
+    "  x: {fixed: 0.25}",
+    swap("sampler: gp", "sampler: tpe"),
+)
+
+
+def test_conditions_constants_and_starting_points_are_read(tmp_path: Path) -> None:
+    start = "start:\n  - {max_weight_clamp: 2.0, residual_weight: 0.6, model.head.loss_weight: 1}\n"
+    text = CONDITIONAL.replace("search:", f"{start}search:")
+    spec = parse(text)
+    (first,) = spec.start
+    assert first["mode"] == "a"
+    assert first["gaussian_sigma"] == 1.0
+    assert first["x"] == 0.25
+    assert first["amplification"] == pytest.approx(0.6 + 2.0 * 0.4)
+    spec.write_copy(tmp_path)
+    assert load_copy(tmp_path) == spec
+    other = parse(text.replace("loss_weight: 1}", "loss_weight: 1, mode: b}"))
+    assert "gaussian_sigma" not in other.start[0]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "where", "message"),
+    [
+        ("sampler: tpe", "sampler: gp", "search.sampler", "set `search: {sampler: tpe}`"),
+        ("== 'a'", "== a", "space.gaussian_sigma.when", "a text needs quotes: 'a'"),
+        ("== 'a'", "== 'aa'", "space.gaussian_sigma.when", "unknown value 'aa'; valid: a, b"),
+        ("mode == 'a'", "mod == 'a'", "space.gaussian_sigma.when", "did you mean 'mode'?"),
+        ("mode == 'a'", "mode", "space.gaussian_sigma.when", "must compare"),
+        ("mode == 'a'", "mode == ", "space.gaussian_sigma.when", "must be an expression"),
+        ("mode == 'a'", "gaussian_sigma > 1", "space", "in a circle: gaussian_sigma"),
+        ("x: {fixed: 0.25}", "x: {fixed: [1]}", "space.x.fixed.float", "must be a number"),
+        ("x: {fixed: 0.25}", "aqr_lr: {fixed: 0.25}", "space.aqr_lr", "'aqr_lr_mult'?"),
+        ("x: {fixed: 0.25}", "mode.y: {fixed: 1}", "space.mode.y", "must exist in the config"),
+        ("max_weight_clamp: 1.5, r", "mode: b, gaussian_sigma: 1, r", "known.0.params", "amplif"),
+        (
+            "max_weight_clamp: 1.5, r",
+            "max_weight_clamp: 1.5, mode: b, gaussian_sigma: 1, r",
+            "known.0.params",
+            "must not give gaussian_sigma, which is inactive there: `mode == 'a'` does not hold",
+        ),
+        ("max_weight_clamp: 1.5, r", "x: 1, max_weight_clamp: 1.5, r", "known.0.params", "fixed"),
+        ("search:", "start: 3\nsearch:", "start", "must be a list of points, but got 3"),
+        ("search:", "start: [3]\nsearch:", "start.0", "must be a mapping of parameters to values"),
+        ("search:", "start: [{sigma: 3}]\nsearch:", "start.0", "unknown parameter 'sigma'"),
+        ("tpe, seed: 0", "grid", "space.gaussian_sigma", "must have points, step or int"),
+        ("high: 2.0,", "high: 2.0, points: 3,", "space.gaussian_sigma.points", "a grid reads it"),
+        ("high: 2.0,", "high: 2.0, points: 1,", "space.gaussian_sigma.points", "must be >= 2"),
+    ],
+)
+def test_refuses_in_a_conditional_spec(old: str, new: str, where: str, message: str) -> None:
+    found = problems(swap(old, new, CONDITIONAL))
+    assert message in found[where], found
+
+
+def test_more_starting_points_than_trials_are_refused() -> None:
+    points = ", ".join("{x: 0.5}" for _ in range(5))
+    text = SMALL + f"start: [{points}]\n"
+    assert "no more points than budget.trials (4), but got 5" in problems(text)["start"]
+
+
+GRID = """\
+name: grid
+train: {config: configs/nano.py, epochs: 1}
+objective: {noise: 0.01}
+space: {x: {low: 0, high: 1, points: 3}, y: {low: 0, high: 4, int: true}}
+constraints: [x + y <= 4.5]
+search: {sampler: grid}
+"""
+
+
+def test_the_trials_of_a_grid_are_its_feasible_points(tmp_path: Path) -> None:
+    spec = parse(GRID)
+    assert spec.budget.trials == 14
+    spec.write_copy(tmp_path)
+    assert load_copy(tmp_path) == spec
+    assert parse(GRID + "budget: {trials: 5}").budget.trials == 5
+
+
+@pytest.mark.parametrize(
+    ("text", "where", "message"),
+    [
+        (GRID + "budget: {trials: 15}", "budget.trials", "`trials <= 14` must hold"),
+        (GRID.replace("<= 4.5", "<= -1"), "constraints", "no point of the grid meets"),
+        (GRID + "start: [{x: 0, y: 0}]", "start", "visits every point anyway"),
+        (GRID.replace("points: 3", "points: 30000"), "constraints", "no more than 100000 points"),
+    ],
+)
+def test_refuses_in_a_grid(text: str, where: str, message: str) -> None:
+    assert message in problems(text)[where]
+
+
+def test_cmaes_needs_its_package_and_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = swap("sampler: gp", "sampler: cmaes")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    found = problems(text)
+    assert "needs the package `cmaes`, which is not installed" in found["search.sampler"]
+    assert "which knows numbers alone" in found["space.transformer_lr_mult"]
+
+
+SCHEDULED = """\
+name: scheduled
+train: {config: configs/nano.py, epochs: 2}
+objective: {noise: 0.01}
+space:
+  r_schedule: {schedule: cosine, start_value: {low: 0.5, high: 0.9}, end_value: 0.4}
+  c_schedule:
+    schedule: staged
+    stages:
+      - [0, {low: 1, high: 3}]
+      - [{low: 0.5, high: 1.5}, 1.2]
+budget: {trials: 4}
+"""
+
+
+def parse_scheduled(text: str) -> SweepSpec:
+    knobs = {
+        "r_schedule": SampleKnob(name="r_schedule", low=0.0, high=1.0),
+        "c_schedule": SampleKnob(name="c_schedule", low=1.0, high=4.0),
+        "r": SampleKnob(name="r", low=0.0, high=1.0),
+    }
+    return parse_spec(text, source="spec.yaml", knobs=knobs, has_key=lambda key: False)
+
+
+def test_a_schedule_is_read_in_its_parts(tmp_path: Path) -> None:
+    spec = parse_scheduled(SCHEDULED)
+    space = spec.build_space()
+    assert list(space.axes) == [
+        "r_schedule.start_value",
+        "c_schedule.value_1",
+        "c_schedule.from_epoch_2",
+    ]
+    assert space.fixed == {
+        "r_schedule.type": "cosine",
+        "r_schedule.end_value": 0.4,
+        "c_schedule.type": "staged",
+        "c_schedule.from_epoch_1": 0.0,
+        "c_schedule.value_2": 1.2,
+    }
+    assert [c.text for c in space.constraints] == [
+        "c_schedule.from_epoch_1 < c_schedule.from_epoch_2"
+    ]
+    spec.write_copy(tmp_path)
+    assert load_copy(tmp_path) == spec
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "place", "message"),
+    [
+        ("cosine", "cosinus", "5:16: space.r_schedule.schedule", "must be one of 'constant'"),
+        ("end_value: 0.4", "", "5:3: space.r_schedule.end_value", "must be given in a cosine"),
+        ("end_value: 0.4", "end: 0.4", "5:70: space.r_schedule.end", "unknown key 'end'"),
+        ("high: 0.9", "high: 1.2", "5:58: space.r_schedule.start_value.high", "<= 1` must hold"),
+        ("high: 0.9", "hi: 0.9", "5:58: space.r_schedule.start_value.hi", "mean 'high'?"),
+        ("end_value: 0.4", "end_value: x", "5:70: space.r_schedule.end_value", "must be a number"),
+        ("0.4}", "0.4, value: 1}", "5:86: space.r_schedule.value", "must not be given in a cos"),
+        ("0.4}", "0.4, warmup_epochs: 2}", "5:86: space.r_schedule.warmup_epochs", "before the"),
+        ("[0, {", "[1, {", "8:5: space.c_schedule.stages", "must begin at epoch 0, but got 1"),
+        ("high: 1.5}, 1.2", "high: 2.5}, 1.2", "10:10: space.c_schedule.stages.1.0", "before the"),
+        ("high: 1.5}, 1.2", "high: 1.5}, 9", "10:33: space.c_schedule.stages.1.1.fixed", "<= 4`"),
+        ("  r_schedule", "  r_shedule", "5:3: space.r_shedule", "did you mean 'r_schedule'?"),
+        ("  r_schedule", "  r", "5:3: space.r", "must be a number, not a schedule"),
+        ("high: 0.9}", 'high: 0.9, when: "1 < 2"}', "5:34: space.r_schedule.start_value", "own"),
+    ],
+)
+def test_refuses_in_a_schedule(old: str, new: str, place: str, message: str) -> None:
+    assert old in SCHEDULED
+    with pytest.raises(SpecError) as caught:
+        parse_scheduled(SCHEDULED.replace(old, new, 1))
+    lines = str(caught.value).splitlines()
+    assert any(line.startswith(f"spec.yaml:{place}: ") and message in line for line in lines), lines
