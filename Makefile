@@ -1,7 +1,8 @@
 # make sweep     set everything up and run the quickstart sweep to its leaderboard, report and exported config
 # make test      set everything up and pass the tests
+# make chaos     break sweeps in every way the suite knows, in the large size; prints counts
 # make pretrain  make the committed nano checkpoint anew: about an hour on two cores
-.PHONY: sweep test setup data lint format pretrain clean
+.PHONY: sweep test setup data lint format pretrain chaos clean
 
 PY := .venv/bin/python
 SWEEP := .venv/bin/aqr-sweep
@@ -17,6 +18,9 @@ sweep: setup $(SHIFTED)/$(INFOS)
 
 test: setup
 	@$(PY) -m pytest
+
+chaos: setup
+	@CHAOS=large $(PY) -m pytest tests/integration/test_chaos.py -s
 
 setup:
 	@scripts/setup.sh

@@ -250,8 +250,9 @@ class Ledger:
         trial = self.trials[label]
         rungs = (*trial.rungs, rung)
         plain = [{**asdict(each), "metrics": dict(each.metrics)} for each in rungs]
-        self._storage.set_trial_user_attr(self._id(trial), _RUNGS, plain)
+        # The rungs last: they are the record, and a kill in between leaves the rung to come again.
         self._storage.set_trial_intermediate_value(self._id(trial), len(rungs) - 1, objective)
+        self._storage.set_trial_user_attr(self._id(trial), _RUNGS, plain)
         return self._keep(replace(trial, rungs=rungs, seconds=rung.seconds))
 
     def finish(

@@ -125,7 +125,8 @@ def points_of(
             values = record["metrics"] if record["kind"] == "rung" else record["values"]
             for name, value in values.items():
                 key = metric_label(name)
-                if step > repeated_to.get(key, -1):
+                # A curve has one value a step: of a training that says it twice, the first.
+                if step > repeated_to.get(key, -1) and step != steps.get(key):
                     points.append(Point(key=key, value=value, time_ms=time_ms, step=step))
                     steps[key] = max(step, steps.get(key, step))
     return (
