@@ -6,7 +6,7 @@ aqr_model.train CONFIG`` on several devices; a sweep calls :func:`train` with it
 
 import logging
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any
@@ -30,11 +30,24 @@ from aqr_model.precision import overflow_reason
 from aqr_model.reports import ConsoleReport, Report
 from aqr_model.run import Run, build_detector, build_run, require_gradients, restore, save
 
-__all__ = ["Plan", "Report", "Rung", "build_detector", "make_plan", "total_loss", "train"]
+__all__ = ["Halted", "Plan", "Report", "Rung", "build_detector", "make_plan", "total_loss", "train"]
+
+
+class Halted(Exception):
+    """A training ended before its end, as it was told to; its state is saved."""
+
+
+def _never() -> bool:
+    return False
 
 
 def train(
-    cfg: Config, *, workdir: Path, report: Report | None, resume_from: Path | None = None
+    cfg: Config,
+    *,
+    workdir: Path,
+    report: Report | None,
+    resume_from: Path | None = None,
+    halts: Callable[[], bool] = _never,
 ) -> None:
     """Train, score at the rungs and report.
 
@@ -49,8 +62,11 @@ def train(
             there, all of its processes must call ``train``; that of rank 0 reports, evaluates with
             the others' help and saves, the others may give None.
         resume_from: A checkpoint of an earlier attempt at the same training.
+        halts: Asked before each step. If it says yes in any process, the state is saved and all
+            end.
 
     Raises:
+        Halted: If ``halts`` said so; a resume goes on from the same step.
         FloatingPointError: If a loss or a gradient is not finite; the weights are not touched by
             it.
         CheckpointError: If a checkpoint does not fit.
@@ -61,7 +77,7 @@ def train(
     cv2.setNumThreads(1)  # the cores belong to torch and to the loading processes
     with together() as workers:
         # A function of its own: what it holds can go when it fails, so that the others notice.
-        _train(cfg, workers, workdir, report, resume_from)
+        _train(cfg, workers, workdir, report, resume_from, halts)
 
 
 def _train(
@@ -70,6 +86,7 @@ def _train(
     workdir: Path,
     report: Report | None,
     resume_from: Path | None,
+    halts: Callable[[], bool],
 ) -> None:
     device, seed = local_device(), int(cfg.get("seed") or 0)
     seed_everything(seed, 0)
@@ -98,19 +115,23 @@ def _train(
     # A rung whose score the last attempt did not hand over is due before the first step.
     rungs_done = _score_due(run, start, rungs_done)
     for step, parts in enumerate(_grouped(batches, split.parts), start=start):
+        # What the losses divide by is known before: it is counted over all parts and processes.
+        counts, told = zip(*workers.gather((_count(parts, run.model), halts())), strict=True)
+        if any(told):
+            save(run, step, rungs_done)
+            raise Halted(f"told to end before step {step + 1}; the state is saved")
+        totals = StepTotals.merge(counts)
         epoch = plan.epoch(step)
         run.frozen.train_mode()
         set_epoch(run.model, epoch, plan.total_epochs)
         run.rates.set(step, plan.total_steps, epoch)
-        if run.monitor is not None:
-            run.monitor.before_step(step)
-        # What the losses divide by is known before: it is counted over all parts and processes.
-        totals = StepTotals.merge(workers.gather(_count(parts, run.model)))
+        run.monitor.before_step(step)
         run.optimizer.zero_grad(set_to_none=True)
         terms, loss = _forward_backward(run, parts, totals, split, seed, step)
         if step == start:
             require_gradients(run)
         run.scaler.unscale_(run.optimizer)
+        run.monitor.measure_gradients(step)
         grad_norm = _clip(run.model, cfg.get("optimizer_config"))
         mean_loss, norm = workers.mean(torch.stack([loss.float(), grad_norm.float()])).tolist()
         # Weights that have taken a non-finite gradient are lost; so stop before, not after.
@@ -123,8 +144,7 @@ def _train(
             workers=workers,
             step=step,
         )
-        if run.monitor is not None:
-            run.monitor.after_backward(step)
+        run.monitor.after_backward(step)
         run.scaler.step(run.optimizer)
         run.scaler.update()
         run.progress.record(step, terms, mean_loss, norm)

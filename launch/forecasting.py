@@ -107,14 +107,22 @@ def cluster_slots(spec: "SweepSpec") -> int | None:
     Returns:
         None if the cluster does not answer.
     """
-    from sweeps.budget import bundle_of, num_fitting
+    from sweeps.placing import num_trials_fitting
 
     wish = spec.resources.concurrent
     nodes = _cluster_nodes() if os.environ.get("RAY_ADDRESS") else [_this_machine()]
     if nodes is None:
         return wish
-    fitting = max(1, num_fitting(bundle_of(spec), nodes))
+    fitting = max(1, num_trials_fitting(spec.resources, nodes))
     return fitting if wish is None else min(wish, fitting)
+
+
+def cluster_misfit(spec: "SweepSpec") -> str | None:
+    """Why not even one trial fits on the cluster at RAY_ADDRESS; None if one does, or not known."""
+    from sweeps.placing import misfit
+
+    nodes = _cluster_nodes() if os.environ.get("RAY_ADDRESS") else None
+    return None if nodes is None else misfit(spec.resources, nodes)
 
 
 def _this_machine() -> dict[str, float]:
@@ -167,7 +175,7 @@ def steps_per_epoch(opened: "Opened", num_samples: int | None) -> int | None:
     data = resolve(opened.training.base, opened.training.overrides).get("data")
     if num_samples is None or data is None:
         return None
-    return num_samples // data["samples_per_gpu"]
+    return num_samples // (data["samples_per_gpu"] * max(1, int(opened.spec.resources.gpus)))
 
 
 def count_samples(opened: "Opened") -> int | None:

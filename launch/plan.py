@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from launch.display import duration, number, shortest, table
-from launch.forecasting import (
+from launch.forecasting import cluster_misfit, (
     Expectation,
     Speed,
     count_samples,
@@ -51,6 +51,8 @@ def render_plan(opened: "Opened", speed: Speed | None, num_samples: int | None) 
     if expectation.excess is not None:
         text = f"This exceeds its budget and will not start: {expectation.excess}."
         parts.append(Text(text, style="red"))
+    if (reason := cluster_misfit(spec)) is not None:
+        parts.append(Text(f"This will not start: {reason}.", style="red"))
     return Group(*parts)
 
 

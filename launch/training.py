@@ -5,9 +5,10 @@ and `export` writes the overrides that it applied.
 """
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,10 +16,13 @@ if TYPE_CHECKING:
     from mmcv import Config
 
     from sweeps.record import ParamValue
+    from sweeps.seat import Seat
     from sweeps.spec import SweepSpec
     from sweeps.trial import Report
 
 CONFIG_NAME = "config.py"
+# All processes of a gang have started by then; they have only to find each other.
+JOIN_TIMEOUT = timedelta(minutes=5)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,16 +50,36 @@ class CmtTraining:
         workdir: Path,
         resume_from: Path | None,
     ) -> None:
-        """Train one trial."""
-        from aqr_model.train import train
+        """Train one trial; in a gang, the part of this process in it.
+
+        Raises:
+            TrialPreempted: If a process was told to leave; the state is saved.
+            PeerFailed: In a process of a gang that did not fail by itself.
+        """
+        from aqr_model.distributed import WorkerFailed
+        from aqr_model.train import Halted, train
+        from sweeps.seat import current_seat, must_leave
+        from sweeps.training import PeerFailed, TrialPreempted
 
         config = resolve(self.base, self.trial_overrides(params))
-        workdir = workdir.resolve()
-        workdir.mkdir(parents=True, exist_ok=True)
-        config.dump(str(workdir / CONFIG_NAME))
-        report.artifact(workdir / CONFIG_NAME)
-        with contextlib.chdir(self.root):
-            train(config, workdir=workdir, report=report, resume_from=resume_from)
+        workdir, seat = workdir.resolve(), current_seat()
+        if seat.rank == 0:
+            workdir.mkdir(parents=True, exist_ok=True)
+            config.dump(str(workdir / CONFIG_NAME))
+            report.artifact(workdir / CONFIG_NAME)
+        with contextlib.chdir(self.root), process_group(seat):
+            try:
+                train(
+                    config,
+                    workdir=workdir,
+                    report=report if seat.rank == 0 else None,
+                    resume_from=resume_from,
+                    halts=must_leave,
+                )
+            except Halted as halted:
+                raise TrialPreempted(str(halted)) from halted
+            except WorkerFailed as failure:
+                raise PeerFailed(str(failure)) from failure
 
     def trial_overrides(self, params: "Mapping[str, ParamValue]") -> dict[str, Any]:
         """All that a trial trains with and the base config does not say, in order of application.
@@ -88,14 +112,48 @@ def sweep_overrides(spec: "SweepSpec", base: Mapping[str, Any]) -> dict[str, Any
         "total_epochs": epochs,
         "evaluation.rungs": [fraction for fraction, _ in fidelities],
         "evaluation.val_shares": [share for _, share in fidelities],
-        # Sums depend on how they are split between threads: an exported config keeps the number.
-        "num_threads": spec.resources.cpus,
+        # Of each process. Sums depend on how they are split: an exported config keeps the number.
+        "num_threads": spec.resources.cpus // max(1, spec.resources.gpus),
     }
     if has_key(base, "runner.max_epochs"):  # the same number for trainers that read it there
         overrides["runner.max_epochs"] = epochs
     if spec.train.load_from is not None:
         overrides["load_from"] = spec.train.load_from
     return overrides
+
+
+@contextlib.contextmanager
+def process_group(seat: "Seat") -> Iterator[None]:
+    """Join the other processes of a gang in torch's process group; alone there is nothing to join.
+
+    Args:
+        seat: Of this process.
+    """
+    if seat.size == 1:
+        yield
+        return
+    import torch
+    import torch.distributed as dist
+
+    backend = "gloo"
+    if torch.cuda.is_available():
+        torch.cuda.set_device(seat.local_rank)
+        backend = "nccl"
+    # Over the socket that rank 0 already listens at: nobody can take the port in between.
+    store = dist.TCPStore(
+        seat.address,
+        seat.port,
+        seat.size,
+        is_master=seat.rank == 0,
+        timeout=JOIN_TIMEOUT,
+        master_listen_fd=seat.listener,
+    )
+    dist.init_process_group(backend, store=store, rank=seat.rank, world_size=seat.size)
+    try:
+        yield
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
 
 
 def resolve(base: Mapping[str, Any], overrides: Mapping[str, Any]) -> "Config":

@@ -7,7 +7,6 @@ spoken for, so that a sweep goes past its limit by one training at most.
 """
 
 import math
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -151,16 +150,3 @@ def _finals(course: Course, now: Progress) -> Step:
 def _told(spent: float, kept: float, limit: float, unit: str) -> str:
     held = f", {kept:.3g} kept for the finals" if kept else ""
     return f"{spent:.3g} of {limit:g} {unit} are spent{held}"
-
-
-def bundle_of(spec: SweepSpec) -> dict[str, float]:
-    """What one trial takes, by Ray's names."""
-    gpus = {"GPU": float(spec.resources.gpus)} if spec.resources.gpus else {}
-    return {"CPU": float(spec.resources.cpus), **gpus}
-
-
-def num_fitting(bundle: Mapping[str, float], nodes: Iterable[Mapping[str, float]]) -> int:
-    """How many trials fit on nodes with these resources; a trial stands on one of them."""
-    return sum(
-        min(int(node.get(key, 0.0) // need) for key, need in bundle.items()) for node in nodes
-    )

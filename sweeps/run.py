@@ -22,19 +22,20 @@ from ray.tune import PlacementGroupFactory
 from ray.tune.error import TuneError
 from ray.tune.experiment import Trial
 
+from sweeps.health import parse_rules
 from sweeps.listeners import Audience, Listener, SweepContext
+from sweeps.placing import bundles_of, misfit, num_trials_fitting
 from sweeps.record import Ledger, SweepRecord
+from sweeps.retries import Retries, memory_kills_are_deaths
+from sweeps.scheduler import RungScheduler
 from sweeps.search import StudySearcher
 from sweeps.spec import COPY_NAME, SweepSpec, load_copy
-from sweeps.stopping import RungScheduler
 from sweeps.trial import Job, SweepTrainable, TrainFn
 
 LOCK_NAME = "driver.lock"
+FORECAST = "forecast"  # attribute of the sweep: what was expected before its first trial
 RAY_NAME = "ray"
 TICK_S = 1.0
-# A process that dies (out of memory, a lost node) is replaced; its training goes on from the newest
-# checkpoint. Errors of the training itself end the trial.
-MAX_PROCESS_DEATHS = 2
 # Trials hand scores over, nothing large; Ray would take a third of the memory.
 OBJECT_STORE_BYTES = 128 << 20
 SLOTS_AGE_S = 5.0
@@ -61,12 +62,22 @@ class SweepInterrupted(KeyboardInterrupt):
 
 
 def run_sweep(
-    spec: SweepSpec, train_fn: TrainFn, *, listeners: Sequence[Listener] = ()
+    spec: SweepSpec,
+    train_fn: TrainFn,
+    *,
+    listeners: Sequence[Listener] = (),
+    forecast: Mapping[str, Any] | None = None,
 ) -> SweepRecord:
     """Run a new sweep to its end.
 
     Uses the Ray instance of this process if there is one, else the cluster at `RAY_ADDRESS`, else
     one of its own.
+
+    Args:
+        spec: The sweep.
+        train_fn: Trains one trial.
+        listeners: Are told what happens.
+        forecast: What is expected of it, kept in the record as it is to be compared with the truth.
 
     Raises:
         SweepRefused: If the sweep exists, another driver has it, or a trial does not fit.
@@ -79,7 +90,7 @@ def run_sweep(
                 f"the sweep {spec.name!r} exists in {spec.directory}: resume it, or name another"
             )
         spec.write_copy(spec.directory)
-        return _drive(spec, train_fn, listeners, resumed=False)
+        return _drive(spec, train_fn, listeners, resumed=False, forecast=forecast)
 
 
 def resume_sweep(
@@ -111,23 +122,31 @@ def _refuse_changes(before: SweepSpec, now: SweepSpec) -> None:
 
 
 def _drive(
-    spec: SweepSpec, train_fn: TrainFn, listeners: Sequence[Listener], *, resumed: bool
+    spec: SweepSpec,
+    train_fn: TrainFn,
+    listeners: Sequence[Listener],
+    *,
+    resumed: bool,
+    forecast: Mapping[str, Any] | None = None,
 ) -> SweepRecord:
     # Both speak of what is switched off or chosen here on purpose.
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
     audience = Audience(listeners)
-    with _ray_running(), _environment(_TUNE_ENVIRONMENT):
+    with _ray_running(), _environment(_TUNE_ENVIRONMENT), memory_kills_are_deaths():
         slots = _Slots(spec)
         ledger = Ledger(spec.storage_url, spec.name, mode=spec.objective.mode)
         try:
             _describe(spec, ledger)
+            if forecast is not None:
+                ledger.set_attr(FORECAST, dict(forecast))
             searcher = StudySearcher(spec, ledger, audience, slots.count)
             context = SweepContext(
                 spec=spec, directory=spec.directory, ledger=ledger, resumed=resumed
             )
             audience.tell(lambda listener: listener.on_start(context))
             interrupted = _tune(spec, train_fn, searcher, audience)
+            searcher.save_spent(at_once=True)
             record = ledger.read()
             audience.tell(lambda listener: listener.on_end(record, interrupted=interrupted))
         finally:
@@ -150,7 +169,7 @@ def _describe(spec: SweepSpec, ledger: Ledger) -> None:
             f"the storage holds another sweep {spec.name!r} with another space: name this one anew"
         )
     for key, value in wanted.items():
-        if attrs.get(key) != value:
+        if key not in attrs or attrs[key] != value:  # a noise of None is told, too
             ledger.set_attr(key, value)
 
 
@@ -161,7 +180,12 @@ def _tune(spec: SweepSpec, train_fn: TrainFn, searcher: StudySearcher, audience:
         trials_dir=spec.directory / "trials",
         fidelities=spec.stopping.fidelities,
         metric=spec.objective.key,
-        num_threads=spec.resources.cpus,
+        num_threads=spec.resources.cpus // max(1, spec.resources.gpus),
+        health=parse_rules(spec.health),
+        epochs=spec.train.epochs,
+    )
+    retries = Retries(
+        job.trials_dir, note_death=searcher.note_death, note_restart=searcher.note_restart
     )
     try:
         tune.run(
@@ -170,12 +194,12 @@ def _tune(spec: SweepSpec, train_fn: TrainFn, searcher: StudySearcher, audience:
             storage_path=str(spec.directory),
             num_samples=-1,
             search_alg=searcher,
-            scheduler=RungScheduler(searcher.judge, searcher.note_death),
-            resources_per_trial=PlacementGroupFactory([_bundle(spec)]),
+            scheduler=RungScheduler(searcher.judge, retries.take_death),
+            resources_per_trial=_gang_of(spec),
             reuse_actors=True,
-            max_failures=MAX_PROCESS_DEATHS,
+            max_failures=spec.resources.retries,
             raise_on_failed_trial=False,
-            callbacks=[_Clock(searcher, audience)],
+            callbacks=[_Clock(searcher, audience, retries)],
             trial_name_creator=_ray_name,
             trial_dirname_creator=_ray_name,
             verbose=0,
@@ -190,31 +214,42 @@ def _tune(spec: SweepSpec, train_fn: TrainFn, searcher: StudySearcher, audience:
     return False
 
 
+def _gang_of(spec: SweepSpec) -> PlacementGroupFactory:
+    """The places of one trial, had whole or not at all: one for each of its processes.
+
+    The trainable of a gang takes none of its own; it stands beside rank 0.
+    """
+    bundles = bundles_of(spec.resources)
+    lead = [{}] if len(bundles) > 1 else []
+    return PlacementGroupFactory([*lead, *bundles], strategy="PACK")
+
+
 def _ray_name(trial: Trial) -> str:
     return trial.trial_id
-
-
-def _bundle(spec: SweepSpec) -> dict[str, float]:
-    gpus = {"GPU": float(spec.resources.gpus)} if spec.resources.gpus else {}
-    return {"CPU": float(spec.resources.cpus), **gpus}
 
 
 class _Clock(tune.Callback):
     """Passes on what Tune tells callbacks alone."""
 
-    def __init__(self, searcher: StudySearcher, audience: Audience) -> None:
-        self._searcher, self._audience = searcher, audience
+    def __init__(self, searcher: StudySearcher, audience: Audience, retries: Retries) -> None:
+        self._searcher, self._audience, self._retries = searcher, audience, retries
         self._next_tick = 0.0
+
+    def on_trial_start(
+        self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
+    ) -> None:
+        self._searcher.note_start(trial.trial_id)
 
     def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
         if (now := time.monotonic()) >= self._next_tick:
             self._next_tick = now + TICK_S
+            self._searcher.save_spent()
             self._audience.tell(lambda listener: listener.on_tick())
 
     def on_trial_recover(
         self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
     ) -> None:
-        self._searcher.note_restart(trial.trial_id)
+        self._retries.prepare(trial)
 
 
 class _Slots:
@@ -225,36 +260,27 @@ class _Slots:
     """
 
     def __init__(self, spec: SweepSpec) -> None:
-        self._wish = spec.resources.concurrent
-        self._bundle = _bundle(spec)
+        self._resources = spec.resources
         self._read_at = -SLOTS_AGE_S
         self._fitting = 0
-        self._read()
+        nodes = self._read()
         if self._fitting == 0:
-            there = {key: ray.cluster_resources().get(key, 0.0) for key in self._bundle}
             raise SweepRefused(
-                f"the cluster must hold one trial ({_amounts(self._bundle)}), "
-                f"but has {_amounts(there)}: lower `resources`, or use another cluster"
+                f"{misfit(self._resources, nodes)}: lower `resources`, or use another cluster"
             )
 
     def count(self) -> int:
         """The number now."""
         if time.monotonic() - self._read_at > SLOTS_AGE_S:
             self._read()
-        return self._fitting if self._wish is None else min(self._wish, max(1, self._fitting))
+        wish = self._resources.concurrent
+        return self._fitting if wish is None else min(wish, max(1, self._fitting))
 
-    def _read(self) -> None:
+    def _read(self) -> list[dict[str, float]]:
         self._read_at = time.monotonic()
-        # A trial stands on one node.
-        self._fitting = sum(
-            min(int(node["Resources"].get(key, 0.0) // need) for key, need in self._bundle.items())
-            for node in ray.nodes()
-            if node["Alive"]
-        )
-
-
-def _amounts(resources: Mapping[str, float]) -> str:
-    return ", ".join(f"{amount:g} {key}" for key, amount in resources.items())
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        self._fitting = num_trials_fitting(self._resources, nodes)
+        return nodes
 
 
 @contextmanager

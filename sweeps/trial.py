@@ -8,87 +8,69 @@ neither exceptions nor numbers that are not finite.
 import json
 import logging
 import math
-import os
 import queue
 import threading
 import time
 import traceback
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
-from ray import tune
+from ray import get_runtime_context, tune
+from ray.exceptions import RayActorError
+from ray.util.placement_group import get_current_placement_group
 
-from sweeps.record import Outcome, ParamValue, RungResult
-from sweeps.spool import SpoolWriter, spool_path
+from sweeps.gang import Gang
+from sweeps.health import HealthRule, judge, watched
+from sweeps.logs import LOG_NAME, log_path, logged_to
+from sweeps.memory import OutOfMemory, advice_for, num_killed
+from sweeps.seat import heed_sigterm
+from sweeps.spool import SpoolCurves, SpoolWriter, spool_path
+from sweeps.training import (
+    GangFailed,
+    ProcessLost,
+    Report,
+    TrainFn,
+    TrialFailed,
+    TrialPreempted,
+    TrialStopped,
+)
+from sweeps.trials import Outcome, ParamValue, Role, RungResult
+from sweeps.worker import Training, use_threads
+
+__all__ = [
+    "LATEST_NAME",
+    "LOG_NAME",
+    "Attempt",
+    "Ending",
+    "Job",
+    "Report",
+    "SweepTrainable",
+    "Task",
+    "TrainFn",
+    "TrialFailed",
+    "TrialPreempted",
+    "TrialStopped",
+    "find_rung",
+    "flags_of",
+    "from_result",
+    "to_result",
+]
 
 LATEST_NAME = "latest.pth"
-LOG_NAME = "trial.log"
-NUM_TAIL_LINES = 12
 STOP_TIMEOUT_S = 60.0
 FRACTION_TOLERANCE = 1e-6
+# A trial's health is judged at most so often in a full training, however often it logs.
+MAX_JUDGEMENTS = 400
+EPOCH_METRIC = "train/epoch"
+CONTROL_STEM = "control"  # of its label; see `sweeps.trials.trial_label`
 
 # The keys of our results and of a trial's config; the values are JSON, which Tune leaves alone.
 TASK_KEY = "task"
 EVENT_KEY = "event"
 
-_THREAD_VARIABLES = (
-    *("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"),
-    *("NUMEXPR_NUM_THREADS", "NUMBA_NUM_THREADS"),
-)
-
-
-class Report(Protocol):
-    """What a training function tells the sweep."""
-
-    def rung(
-        self,
-        metrics: Mapping[str, float],
-        *,
-        fraction: float,
-        val_share: float,
-        epoch: float,
-        step: int,
-        checkpoint: Path | None,
-    ) -> None:
-        """Hand over the score at a rung; blocks until the sweep has decided, raises to stop."""
-        ...
-
-    def log(self, values: Mapping[str, float], *, step: int) -> None:
-        """Log losses and statistics."""
-        ...
-
-    def artifact(self, path: Path) -> None:
-        """Name a file for the tracker."""
-        ...
-
-
-class TrainFn(Protocol):
-    """Trains one trial; picklable. It lets exceptions of `report` pass."""
-
-    def __call__(
-        self,
-        params: Mapping[str, ParamValue],
-        *,
-        report: Report,
-        workdir: Path,
-        resume_from: Path | None,
-    ) -> None:
-        """Train to the full budget, from a checkpoint if there is one."""
-        ...
-
-
-class TrialStopped(Exception):
-    """Ends a training normally: the sweep has decided that it goes no further."""
-
-
-class TrialFailed(Exception):
-    """A training ended with an error; says where its log is and how it ends."""
-
-    def __init__(self, message: str, log: Path) -> None:
-        super().__init__(f"{message}\nlog: {log}\n{_tail(log)}".rstrip())
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +82,9 @@ class Job:
         trials_dir: Holds one directory a trial.
         fidelities: (share of the budget, share of the scenes) of each rung.
         metric: Key of the objective.
-        num_threads: For the numerical libraries of one trial.
+        num_threads: For the numerical libraries of one process.
+        health: What is looked for between rungs.
+        epochs: The training budget, by which the rules measure time; None: nothing is judged.
     """
 
     train_fn: TrainFn
@@ -108,6 +92,8 @@ class Job:
     fidelities: tuple[tuple[float, float], ...]
     metric: str
     num_threads: int
+    health: tuple[HealthRule, ...] = ()
+    epochs: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,6 +103,8 @@ class Task:
     Attributes:
         checkpoint: The newest one in the record.
         seconds: Training time before this attempt.
+        role: What the trial is for.
+        doom: Why it must not be tried again, after its process died; None: it may.
     """
 
     label: str
@@ -124,10 +112,42 @@ class Task:
     attempt: int
     checkpoint: str | None
     seconds: float
+    role: Role = "search"
+    doom: str | None = None
 
     def to_json(self) -> str:
         """Write for a trial's config."""
         return json.dumps(asdict(self))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mark:
+    """Left in a trial's directory by the process that trains in it, until the training is over.
+
+    Attributes:
+        node: Ray's id of its node.
+        num_killed: Processes that the kernel had killed there for memory.
+    """
+
+    node: str
+    num_killed: int | None
+
+    @staticmethod
+    def path(workdir: Path) -> Path:
+        """Where it lies."""
+        return workdir / "process.json"
+
+    @classmethod
+    def read(cls, workdir: Path) -> "Mark | None":
+        """What a process that died has left; None if it left nothing that can be read."""
+        try:
+            return cls(**json.loads(cls.path(workdir).read_text()))
+        except (OSError, ValueError, TypeError):
+            return None
+
+    def leave(self, workdir: Path) -> None:
+        """Write it."""
+        self.path(workdir).write_text(json.dumps(asdict(self)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,10 +162,11 @@ class Ending:
 Event = RungResult | Ending
 
 
-def to_result(event: Event) -> dict[str, Any]:
-    """Put an event into a result for Tune."""
+def to_result(event: Event, flags: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """Put an event into a result for Tune, with what the health rules have said so far."""
     kind = "rung" if isinstance(event, RungResult) else "ending"
-    return {EVENT_KEY: json.dumps({kind: asdict(event)}), "done": isinstance(event, Ending)}
+    content = {kind: asdict(event), "flags": dict(flags or {})}
+    return {EVENT_KEY: json.dumps(content), "done": isinstance(event, Ending)}
 
 
 def from_result(result: Mapping[str, Any]) -> Event:
@@ -154,31 +175,54 @@ def from_result(result: Mapping[str, Any]) -> Event:
     return RungResult(**event["rung"]) if "rung" in event else Ending(**event["ending"])
 
 
+def flags_of(result: Mapping[str, Any]) -> dict[str, str]:
+    """The reason of each health rule that has spoken, by the rule's name."""
+    return json.loads(result[EVENT_KEY])["flags"]
+
+
 class Attempt:
     """A training in its thread, advanced from rung to rung.
 
     Args:
         job: What all trials share.
         task: Which trial.
+        gang: Trains in the processes of a gang; None: in this one.
+        mark: Tells, if this process dies, where it was.
     """
 
-    def __init__(self, job: Job, task: Task) -> None:
-        self._job, self._task = job, task
+    def __init__(
+        self, job: Job, task: Task, gang: Gang | None = None, mark: Mark | None = None
+    ) -> None:
+        self._job, self._task, self._gang, self._mark = job, task, gang, mark
         self._workdir = job.trials_dir / task.label
         self._workdir.mkdir(parents=True, exist_ok=True)
-        self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        self._events: queue.SimpleQueue[Event | Exception] = queue.SimpleQueue()
         self._go_on: queue.SimpleQueue[bool] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name=task.label, daemon=True)
         self._is_stopping = threading.Event()
         self._seconds, self._resumed_at = task.seconds, 0.0
+        self._watch = _HealthWatch(job, task)
+
+    @property
+    def flags(self) -> Mapping[str, str]:
+        """What the health rules have said; complete while the training waits or has ended."""
+        return self._watch.flags
 
     def next(self) -> Event:
-        """Train to the next rung or the end."""
+        """Train to the next rung or the end.
+
+        Raises:
+            ProcessLost: If a process of the gang is gone; another attempt can go on.
+            TrialPreempted: If the training had to leave; likewise.
+        """
         if self._thread.ident is None:
             self._thread.start()
         else:
             self._go_on.put(True)
-        return self._events.get()
+        event = self._events.get()
+        if isinstance(event, Exception):
+            raise event
+        return event
 
     def stop(self) -> bool:
         """End the training at its next report; False if it does not end in time."""
@@ -215,38 +259,69 @@ class Attempt:
         return self._seconds + time.monotonic() - self._resumed_at
 
     def _run(self) -> None:
-        log = self._workdir / LOG_NAME
-        spool = SpoolWriter(spool_path(self._workdir))
         self._resumed_at = time.monotonic()
         try:
-            with _logged_to(log):
-                ending = self._train(spool, log)
+            event = self._train_on_disk()
+        except OSError as error:  # neither log nor spool can be written: nothing is trained
+            reason = f"{type(error).__name__}: {error}"
+            event = Ending(outcome="failed", reason=reason, seconds=self.seconds())
+        self._events.put(event)
+
+    def _train_on_disk(self) -> Ending | Exception:
+        log = log_path(self._workdir)
+        spool = SpoolWriter(spool_path(self._workdir))
+        try:
+            if self._mark is not None:
+                self._mark.leave(self._workdir)
+            with logged_to(log):
+                return self._train(spool, log)
         finally:
             spool.close()
-        self._events.put(ending)
+            Mark.path(self._workdir).unlink(missing_ok=True)
 
-    def _train(self, spool: SpoolWriter, log: Path) -> Ending:
+    def _train(self, spool: SpoolWriter, log: Path) -> Ending | Exception:
         """The outer edge of a trial: whatever ends the training is recorded and goes no further."""
         outcome: Outcome = "finished"
         reason = ""
         try:
-            spool.attempt(self._task.attempt)
-            resume_from = _newest(self._workdir / LATEST_NAME, self._task.checkpoint)
-            report = _TrialReport(attempt=self, job=self._job, spool=spool)
-            self._job.train_fn(
-                self._task.params, report=report, workdir=self._workdir, resume_from=resume_from
-            )
-        except TrialStopped:
-            # The driver knows already, and has its reason.
-            outcome, reason = "stopped", "stopped by the sweep"
+            self._call(spool)
+        except (ProcessLost, TrialPreempted) as notice:
+            logger.warning("%s", notice)
+            return notice  # not an end: Ray gives the trial another process
+        except TrialStopped as stop:
+            # Where the sweep stopped it, the driver knows already, and has its reason.
+            outcome, reason = "stopped", str(stop) or "stopped by the sweep"
         except FloatingPointError as error:
             traceback.print_exc()
             outcome, reason = "diverged", str(error) or "a value was not finite"
+        except (GangFailed, OutOfMemory) as error:
+            logger.error("%s", error)
+            outcome, reason = "failed", str(error)
         except BaseException as error:  # noqa: BLE001
             traceback.print_exc()
             message = "".join(traceback.format_exception_only(error)).strip()
-            outcome, reason = "failed", str(TrialFailed(message, log))
+            advice = advice_for(error)
+            said = message if advice is None else f"{advice}. {message}"
+            outcome, reason = "failed", str(TrialFailed(said, log))
         return Ending(outcome=outcome, reason=reason, seconds=self.seconds())
+
+    def _call(self, spool: SpoolWriter) -> None:
+        """Train, in this process or in the gang's."""
+        task = self._task
+        if task.doom is not None:
+            raise OutOfMemory(task.doom)
+        spool.attempt(task.attempt)
+        resume_from = _newest(self._workdir / LATEST_NAME, task.checkpoint)
+        self._watch.read()
+        report = _TrialReport(attempt=self, job=self._job, spool=spool, watch=self._watch)
+        train_fn, workdir = self._job.train_fn, self._workdir
+        if self._gang is None:
+            train_fn(task.params, report=report, workdir=workdir, resume_from=resume_from)
+            return
+        training = Training(
+            train_fn=train_fn, params=task.params, workdir=workdir, resume_from=resume_from
+        )
+        self._gang.train(training, report, self.check)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -256,6 +331,7 @@ class _TrialReport:
     attempt: Attempt
     job: Job
     spool: SpoolWriter
+    watch: "_HealthWatch"
 
     def rung(
         self,
@@ -294,9 +370,77 @@ class _TrialReport:
     def log(self, values: Mapping[str, float], *, step: int) -> None:
         self.attempt.check()
         self.spool.log(values, step=step)
+        self.watch.look(self.spool, values, step=step)
 
     def artifact(self, path: Path) -> None:
         self.spool.artifact(path)
+
+
+class _HealthWatch:
+    """Judges a trial by its own spool and the control's, whenever it has logged.
+
+    Attributes:
+        flags: What was said, once for each rule; earlier attempts included.
+    """
+
+    def __init__(self, job: Job, task: Task) -> None:
+        self._rules, self._epochs, self._trials_dir = job.health, job.epochs, job.trials_dir
+        self._metrics = watched(job.health)
+        self._is_control = task.label.startswith(CONTROL_STEM)
+        # All else is compared with the control, and a finalist counts with every seed.
+        self._may_stop = task.role == "search" and not self._is_control
+        self._own = SpoolCurves(spool_path(job.trials_dir / task.label), self._metrics)
+        self._controls: dict[Path, SpoolCurves] = {}
+        self._total_steps: float | None = None
+        self._next_step = 0.0
+
+    @property
+    def flags(self) -> dict[str, str]:
+        return self._own.flags
+
+    def read(self) -> None:
+        """Take in what earlier attempts wrote."""
+        self._own.read()
+
+    def look(self, spool: SpoolWriter, values: Mapping[str, float], *, step: int) -> None:
+        """Judge after a log.
+
+        Raises:
+            TrialStopped: If a rule ends the trial; the control and finalists are only flagged.
+        """
+        self._learn_budget(values, step)
+        if not self._rules or self._total_steps is None or step < self._next_step:
+            return
+        if not self._metrics & values.keys():
+            return
+        self._next_step = step + self._total_steps / MAX_JUDGEMENTS
+        history = self._own.read()
+        control = [] if self._is_control else self._read_controls()
+        verdicts = judge(history, self._rules, control=control, total_steps=self._total_steps)
+        for verdict in verdicts:
+            if verdict.rule not in self.flags:
+                spool.flag(verdict.rule, verdict.reason, stop=verdict.stop)
+                self.flags[verdict.rule] = verdict.reason
+        ends = [verdict for verdict in verdicts if verdict.stop]
+        if ends and self._may_stop:
+            raise TrialStopped(f"health: {ends[0].rule}: {ends[0].reason}")
+
+    def _learn_budget(self, values: Mapping[str, float], step: int) -> None:
+        epoch = values.get(EPOCH_METRIC, 0.0)
+        if self._epochs is not None and epoch > 0:
+            self._total_steps = step * self._epochs / epoch
+
+    def _read_controls(self) -> list[dict[str, list[tuple[int, float]]]]:
+        """The control's curves as far as they are there; where they are not, nothing is said."""
+        curves = []
+        for directory in sorted(self._trials_dir.glob(f"{CONTROL_STEM}*")):
+            path = spool_path(directory)
+            control = self._controls.setdefault(path, SpoolCurves(path, self._metrics))
+            try:
+                curves.append(control.read())
+            except OSError as error:
+                logger.warning("the control's curve cannot be read: %s", error)
+        return curves
 
 
 def find_rung(
@@ -318,23 +462,41 @@ class SweepTrainable(tune.Trainable):
     def setup(self, config: dict[str, Any]) -> None:
         """Take up the first trial of this process."""
         # Before the training's libraries load: one process takes its own cores and no others.
-        os.environ.update({name: str(self.job.num_threads) for name in _THREAD_VARIABLES})
-        self._attempt = Attempt(self.job, Task(**json.loads(config[TASK_KEY])))
+        use_threads(self.job.num_threads)
+        heed_sigterm()
+        group = get_current_placement_group()
+        is_gang = group is not None and group.bundle_count > 1
+        self._gang = Gang(group, self.job.num_threads) if is_gang and group else None
+        self._attempt = self._new_attempt(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """Take up another trial in the same process, if the last one has ended."""
+        """Take up another trial in the same processes, if the last one has ended."""
         if not self._attempt.stop():
             return False
-        self._attempt = Attempt(self.job, Task(**json.loads(new_config[TASK_KEY])))
+        self._attempt = self._new_attempt(new_config)
         return True
 
     def step(self) -> dict[str, Any]:
         """Train to the next rung or the end."""
-        return to_result(self._attempt.next())
+        try:
+            event = self._attempt.next()
+        except TrialPreempted as notice:
+            # Ray does not count the end of such a process as a failure.
+            raise RayActorError(error_msg=f"preempted: {notice}", preempted=True) from notice
+        return to_result(event, self._attempt.flags)
 
     def cleanup(self) -> None:
         """End the training that is left."""
         self._attempt.stop()
+        if self._gang is not None:
+            self._gang.close()
+
+    def _new_attempt(self, config: dict[str, Any]) -> Attempt:
+        task = Task(**json.loads(config[TASK_KEY]))
+        if self._gang is not None:  # it looks after its processes itself
+            return Attempt(self.job, task, self._gang)
+        node = get_runtime_context().get_node_id()
+        return Attempt(self.job, task, mark=Mark(node=node, num_killed=num_killed()))
 
 
 def _newest(latest: Path, checkpoint: str | None) -> Path | None:
@@ -348,43 +510,3 @@ def _newest(latest: Path, checkpoint: str | None) -> Path | None:
     if named and not there:
         raise FileNotFoundError(f"the trial's checkpoint {checkpoint} must exist to go on from")
     return max(there, key=lambda path: path.stat().st_mtime_ns, default=None)
-
-
-@contextmanager
-def _logged_to(path: Path) -> Iterator[None]:
-    """Append what the process prints and logs to a file, native libraries included."""
-    with path.open("a", buffering=1, errors="replace") as file, _descriptors_to(file.fileno()):
-        handler = logging.StreamHandler(file)
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-        root = logging.getLogger()
-        level = root.level
-        root.addHandler(handler)
-        root.setLevel(min(level, logging.INFO))
-        try:
-            with redirect_stdout(file), redirect_stderr(file):
-                yield
-        finally:
-            root.removeHandler(handler)
-            root.setLevel(level)
-
-
-@contextmanager
-def _descriptors_to(fileno: int) -> Iterator[None]:
-    """Point the process's standard output and error at a file."""
-    kept = [os.dup(fd) for fd in (1, 2)]
-    for fd in (1, 2):
-        os.dup2(fileno, fd)
-    try:
-        yield
-    finally:
-        for kept_fd, fd in zip(kept, (1, 2), strict=True):
-            os.dup2(kept_fd, fd)
-            os.close(kept_fd)
-
-
-def _tail(log: Path) -> str:
-    try:
-        lines = log.read_text(errors="replace").splitlines()
-    except OSError:
-        return ""
-    return "\n".join(lines[-NUM_TAIL_LINES:])

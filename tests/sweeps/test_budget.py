@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sweeps.budget import Course, Progress, next_step, num_fitting
+from sweeps.budget import Course, Progress, next_step
 
 PLAIN = Course(num_controls=1, num_finals=0, gpus=1, trials=4)
 FINALS = replace(PLAIN, num_finals=6)
@@ -156,9 +156,3 @@ def test_every_sweep_with_a_limit_ends_and_keeps_its_order(
     if gpu_hours is not None:
         # Before the first end nobody knows what a training takes: all slots may have begun.
         assert 2 * spent <= max(gpu_hours, 2.0 * (slots + 1)) + 2.0 * slots
-
-
-def test_trials_fit_on_single_nodes():
-    nodes = [{"CPU": 8.0, "GPU": 3.0}, {"CPU": 3.0, "GPU": 8.0}, {"CPU": 64.0}]
-    assert num_fitting({"CPU": 2.0, "GPU": 2.0}, nodes) == 1 + 1
-    assert num_fitting({"CPU": 2.0}, nodes) == 4 + 1 + 32

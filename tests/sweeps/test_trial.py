@@ -3,16 +3,26 @@ import logging
 import os
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from sweeps.record import RungResult
-from sweeps.spool import SpoolWriter, read_spool, spool_path
+from sweeps.health import parse_rules
+from sweeps.spool import (
+    MAX_POINTS,
+    NUM_NEWEST,
+    SpoolCurves,
+    SpoolWriter,
+    read_spool,
+    spool_path,
+)
+from sweeps.tracked import Delivery, flag_tags, points_of
 from sweeps.trial import (
     LATEST_NAME,
     LOG_NAME,
+    MAX_JUDGEMENTS,
     Attempt,
     Ending,
     Job,
@@ -20,9 +30,11 @@ from sweeps.trial import (
     Task,
     TrialStopped,
     find_rung,
+    flags_of,
     from_result,
     to_result,
 )
+from sweeps.trials import Role, RungResult
 
 FIDELITIES = ((0.5, 0.25), (1.0, 1.0))
 LABEL = "t000-0123abcd"
@@ -296,3 +308,203 @@ def test_a_rung_is_found_by_both_shares(
     fraction: float, val_share: float, index: int | None
 ) -> None:
     assert find_rung(FIDELITIES, fraction, val_share) == index
+
+
+# A training whose control falls beside it, and which logs an epoch of ten steps in each tenth.
+
+
+def judged(
+    tmp_path: Path,
+    body: Body,
+    *,
+    rules: object,
+    label: str = LABEL,
+    epochs: float | None = 1.0,
+    role: Role = "search",
+) -> Attempt:
+    def train(params: object, *, report: Report, workdir: Path, resume_from: Path | None) -> None:
+        body(report, workdir, resume_from)
+
+    job = Job(
+        train_fn=train,
+        trials_dir=tmp_path,
+        fidelities=FIDELITIES,
+        metric="val/nds",
+        num_threads=1,
+        health=parse_rules(rules),
+        epochs=epochs,
+    )
+    task = Task(label=label, params={}, attempt=1, checkpoint=None, seconds=0.0, role=role)
+    return Attempt(job, task)
+
+
+def train_with(values: Mapping[str, float], *, start: int = 0, steps: int = 100) -> Body:
+    """Logs the same values every ten steps of a hundred, then reports its rungs."""
+
+    def body(report: Report, workdir: Path, resume_from: Path | None) -> None:
+        for step in range(start + 10, steps + 1, 10):
+            report.log({**values, "train/epoch": step / 100}, step=step)
+        full(report, workdir, resume_from)
+
+    return body
+
+
+CHANGE = "aqr/modulation_effect_pers/relative_change"
+SUPPRESSED = {"aqr/camera_weights_stats/mean": 0.1}
+STOP_REASON = (
+    f"health: relative_change_pers: {CHANGE} is 0.9 at steps 10-20, above 0.5: "
+    "the modulation replaces the camera features"
+)
+
+
+def flags(tmp_path: Path, label: str = LABEL) -> list[tuple[str, bool]]:
+    records = read_spool(spool_path(tmp_path / label)).records
+    return [(each["rule"], each["stop"]) for each in records if each["kind"] == "flag"]
+
+
+def test_an_unhealthy_trial_ends_before_its_first_score_with_the_reason(tmp_path: Path) -> None:
+    run = judged(tmp_path, train_with({CHANGE: 0.9}), rules="default")
+    end = ending(run.next())
+    assert (end.outcome, end.reason) == ("stopped", STOP_REASON)
+    assert flags(tmp_path) == [("relative_change_pers", True)]
+    result = to_result(end, run.flags)
+    assert result["done"]
+    assert flags_of(result) == {"relative_change_pers": STOP_REASON.split(": ", 2)[2]}
+    steps = [r["step"] for r in read_spool(spool_path(tmp_path / LABEL)).records if "step" in r]
+    assert steps == [10, 20]
+
+
+def test_a_flag_is_said_once_and_the_training_goes_on(tmp_path: Path) -> None:
+    run = judged(tmp_path, train_with(SUPPRESSED), rules="default")
+    rung = run.next()
+    assert isinstance(rung, RungResult)
+    assert flags(tmp_path) == [("weights_low", False)]
+    said = flags_of(to_result(rung, run.flags))
+    assert list(said) == ["weights_low"]
+    assert "is 0.1 at steps 10-20, below 0.2" in said["weights_low"]
+    run.next()
+    assert ending(run.next()).outcome == "finished"
+    assert flags(tmp_path) == [("weights_low", False)]
+
+
+def test_a_flag_of_an_earlier_attempt_is_remembered(tmp_path: Path) -> None:
+    judged(tmp_path, train_with(SUPPRESSED), rules="default").next()
+    again = judged(tmp_path, train_with(SUPPRESSED), rules="default")
+    rung = again.next()
+    assert isinstance(rung, RungResult)
+    assert list(again.flags) == ["weights_low"]
+    assert flags(tmp_path) == [("weights_low", False)]
+    healthy = judged(tmp_path, train_with({}), rules="off")
+    healthy.next()
+    assert list(healthy.flags) == ["weights_low"]
+
+
+def test_an_attempt_is_not_judged_by_what_the_last_one_did_later(tmp_path: Path) -> None:
+    bad, good = {CHANGE: 0.9}, {CHANGE: 0.1}
+    assert ending(judged(tmp_path, train_with(bad), rules="default").next()).outcome == "stopped"
+    # The next attempt repeats all steps, and its own values are sound.
+    assert isinstance(judged(tmp_path, train_with(good), rules="default").next(), RungResult)
+    # One that goes on from step 20 has what came before it.
+    other = "t001-0123abcd"
+    mark = SpoolWriter(spool_path(_made(tmp_path / other)))
+    mark.log({CHANGE: 0.9, "train/epoch": 0.1}, step=10)
+    mark.close()
+    run = judged(tmp_path, train_with(bad, start=10), rules="default", label=other)
+    assert ending(run.next()).reason == STOP_REASON
+
+
+def _made(directory: Path) -> Path:
+    directory.mkdir()
+    return directory
+
+
+@pytest.mark.parametrize("rules", ["off", [], ["loss_rising"]])
+def test_what_is_not_asked_for_is_not_judged(tmp_path: Path, rules: object) -> None:
+    assert isinstance(judged(tmp_path, train_with({CHANGE: 0.9}), rules=rules).next(), RungResult)
+
+
+def test_without_a_budget_nothing_is_judged(tmp_path: Path) -> None:
+    run = judged(tmp_path, train_with({CHANGE: 0.9}), rules="default", epochs=None)
+    assert isinstance(run.next(), RungResult)
+
+
+@pytest.mark.parametrize(
+    ("label", "role"),
+    [("control-0123abcd", "control"), ("control2-0123abcd", "search"), (LABEL, "finalist")],
+)
+def test_controls_and_finalists_are_flagged_and_never_stopped(
+    tmp_path: Path, label: str, role: Role
+) -> None:
+    run = judged(tmp_path, train_with({CHANGE: 0.9}), rules="default", label=label, role=role)
+    assert isinstance(run.next(), RungResult)
+    assert flags(tmp_path, label) == [("relative_change_pers", True)]
+
+
+def losses(*values: float) -> Body:
+    def body(report: Report, workdir: Path, resume_from: Path | None) -> None:
+        for i, value in enumerate(values, start=1):
+            report.log({"train/loss": value, "train/epoch": i / 100}, step=i)
+        full(report, workdir, resume_from)
+
+    return body
+
+
+def test_a_loss_is_compared_with_the_control_of_the_same_sweep(tmp_path: Path) -> None:
+    own = [10.0 + 0.1 * (-1) ** i for i in range(60)]
+    away = [value + 0.2 * i for i, value in enumerate(own)]
+    # There is no control yet, and a rise of its own is asked for by another rule.
+    alone = judged(tmp_path, losses(*away), rules=["loss_diverging"], label="t000-00000000")
+    assert isinstance(alone.next(), RungResult)
+    control = judged(tmp_path, losses(*own), rules="default", label="control-0123abcd")
+    assert isinstance(control.next(), RungResult)
+    end = ending(judged(tmp_path, losses(*away), rules=["loss_diverging"]).next())
+    assert end.outcome == "stopped"
+    assert end.reason.startswith("health: loss_diverging: train/loss is ")
+    assert "above the control's" in end.reason
+    near = judged(tmp_path, losses(*own), rules="default", label="t002-00000000")
+    assert isinstance(near.next(), RungResult)
+
+
+def test_a_trial_is_not_judged_at_every_step(tmp_path: Path, monkeypatch: Any) -> None:
+    judgements: list[float] = []
+
+    def count(*arguments: object, **named: object) -> tuple[()]:
+        judgements.append(1)
+        return ()
+
+    monkeypatch.setattr("sweeps.trial.judge", count)
+
+    def body(report: Report, workdir: Path, resume_from: Path | None) -> None:
+        for step in range(1, 5001):
+            report.log({"train/loss": 1.0, "train/epoch": step / 5000}, step=step)
+        report.log({"train/lr": 1.0, "train/epoch": 1.5}, step=7500)  # nothing that is judged
+        full(report, workdir, resume_from)
+
+    judged(tmp_path, body, rules="default").next()
+    assert MAX_JUDGEMENTS - 50 < len(judgements) <= MAX_JUDGEMENTS
+
+
+def test_long_curves_are_kept_whole_at_their_end_and_sparse_before(tmp_path: Path) -> None:
+    writer = SpoolWriter(path := tmp_path / "spool.jsonl")
+    for step in range(5000):
+        writer.log({"a": float(step), "b": 1.0}, step=step)
+    writer.close()
+    curves = SpoolCurves(path, {"a"})
+    points = curves.read()["a"]
+    assert set(curves.curves) == {"a"}
+    assert len(points) <= MAX_POINTS
+    assert points[0] == (0, 0.0)
+    assert points[-NUM_NEWEST:] == [(s, float(s)) for s in range(5000 - NUM_NEWEST, 5000)]
+    assert points == sorted(points)
+
+
+def test_flags_become_tags_and_no_points() -> None:
+    records = [
+        {"kind": "attempt", "attempt": 1, "time_ms": 1},
+        {"kind": "flag", "rule": "weights_low", "reason": "why", "stop": False, "time_ms": 2},
+        {"kind": "log", "step": 1, "values": {"a": 1.0}, "time_ms": 3},
+    ]
+    points, artifacts, delivery = points_of(records, Delivery(uri="sqlite:///a", run_id="r"))
+    assert [point.key for point in points] == ["a"]
+    assert (artifacts, delivery.time_ms) == ([], 3)
+    assert flag_tags(records) == {"health/weights_low": "why"}
