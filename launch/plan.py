@@ -8,9 +8,10 @@ from rich.table import Table
 from rich.text import Text
 
 from launch.display import duration, number, shortest, table
-from launch.forecasting import cluster_misfit, (
+from launch.forecasting import (
     Expectation,
     Speed,
+    cluster_misfit,
     count_samples,
     expect,
     measured_speed,
