@@ -7,7 +7,13 @@ from pathlib import Path
 STEPS_PER_EPOCH = 20
 
 
-def train(cfg, *, workdir: Path, report, resume_from: Path | None = None) -> None:
+class Halted(Exception):
+    """Ended before its end, as it was told to."""
+
+
+def train(
+    cfg, *, workdir: Path, report, resume_from: Path | None = None, halts=lambda: False
+) -> None:
     Path(cfg.load_from).stat()  # relative paths lead to the root
     head = cfg.model.pts_bbox_head
     total = STEPS_PER_EPOCH * cfg.total_epochs
@@ -17,6 +23,9 @@ def train(cfg, *, workdir: Path, report, resume_from: Path | None = None) -> Non
     for fraction, share in zip(cfg.evaluation.rungs, cfg.evaluation.val_shares, strict=True):
         for step in range(start, start := int(fraction * total)):
             if step >= done:
+                if halts():
+                    (workdir / "latest.pth").write_text(str(step))
+                    raise Halted(f"told to leave before step {step}")
                 time.sleep(float(os.environ.get("TOY_STEP_S", "0.01")))
                 report.log({"train/loss": 1.0 / (1 + step)}, step=step)
         if start <= done:
