@@ -109,7 +109,7 @@ def test_shares_of_the_samples_are_put_together_in_order(gang_run, nano_cfg):
     cfg = nano_cfg(**SPLITTABLE, load_from=str(folder / "final.pth"))
     alone = Evaluator(cfg, device=torch.device("cpu")).score(build_detector(cfg))
     assert alone["val/nds"] > 0.1
-    assert main["rungs"][0][1] == pytest.approx(alone, abs=1e-6)
+    assert main["rungs"][0][1] == pytest.approx(alone, rel=1e-4, abs=1e-6)
 
 
 def test_a_gang_that_is_cut_and_resumed_ends_bit_for_bit_the_same(gang_run):
