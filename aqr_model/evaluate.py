@@ -46,6 +46,7 @@ class Evaluator:
         *,
         val_share: float = 1.0,
         workdir: Path | None = None,
+        keep_detections: bool = False,
         workers: Workers | None = None,
     ) -> dict[str, float]:
         """Score a model.
@@ -55,7 +56,8 @@ class Evaluator:
         Args:
             model: The detector; left in the mode in which it came.
             val_share: Share of the validation scenes; always the same scenes.
-            workdir: Folder for the detections and the devkit's summary; none by default.
+            workdir: Folder for the devkit's summary; none by default.
+            keep_detections: Write the detections there, too.
             workers: Processes that hold the same model; all must call it.
 
         Returns:
@@ -72,7 +74,7 @@ class Evaluator:
         scores = None
         if workers.is_main:
             found = [shares[i % workers.size][i // workers.size] for i in range(len(dataset))]
-            scores = dataset.evaluate(found, jsonfile_prefix=workdir)
+            scores = dataset.evaluate(found, jsonfile_prefix=workdir, keep_results=keep_detections)
         return workers.from_main(scores)
 
     @torch.no_grad()
@@ -116,7 +118,9 @@ def main(
     set_epoch(model, budget_epochs(cfg), budget_epochs(cfg))
     apply_precision(model, read_precision(cfg))
     device = local_device()
-    scores = Evaluator(cfg, device=device).score(model.to(device), val_share=share, workdir=out)
+    scores = Evaluator(cfg, device=device).score(
+        model.to(device), val_share=share, workdir=out, keep_detections=True
+    )
     for name, value in scores.items():
         print(f"{name:28s} {value:.4f}")
 

@@ -18,7 +18,7 @@ from mmcv import Config
 from mmdet3d.datasets import build_dataset
 from torch import Tensor, nn
 
-from aqr_model.checkpoint import save_weights
+from aqr_model.checkpoint import previous_of, save_weights
 from aqr_model.cmt.step_totals import StepTotals
 from aqr_model.config import load_config, require_known_types
 from aqr_model.distributed import Workers, launched, local_device, together, without_exchange
@@ -153,6 +153,8 @@ def _train(
         rungs_done = _score_due(run, step + 1, rungs_done)
     if workers.is_main:
         save_weights(run.model, workdir / "final.pth", step=plan.total_steps, seed=seed)
+        # Nothing will write over the last state any more.
+        previous_of(workdir / "latest.pth").unlink(missing_ok=True)
 
 
 def total_loss(terms: Mapping[str, Tensor | Sequence[Tensor]]) -> Tensor:

@@ -133,6 +133,7 @@ class CustomNuScenesDataset(NuScenesDataset):
         metric: str = "bbox",
         logger: Any = None,
         jsonfile_prefix: str | Path | None = None,
+        keep_results: bool = True,
     ) -> dict[str, float]:
         """Score detections of all samples of this dataset, in its order.
 
@@ -141,6 +142,7 @@ class CustomNuScenesDataset(NuScenesDataset):
             metric: Only ``bbox``; kept for mmdet3d's evaluation hooks.
             logger: Unused; kept for mmdet3d's evaluation hooks.
             jsonfile_prefix: Folder for the results and the devkit's summary; none by default.
+            keep_results: Write the results there, too, not the summary alone.
 
         Returns:
             Metrics as :func:`aqr_model.data.score.score_predictions` names them.
@@ -158,6 +160,7 @@ class CustomNuScenesDataset(NuScenesDataset):
             [info["token"] for info in self.data_infos],
             format_results(results, self.data_infos, self.CLASSES),
             out_dir=jsonfile_prefix,
+            keep_results=keep_results,
         )
 
     def _path(self, path: str) -> str:

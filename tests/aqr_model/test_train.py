@@ -54,6 +54,16 @@ def test_rungs_come_in_order_with_all_metrics(whole_run):
     assert all(map(math.isfinite, metrics.values()))
 
 
+def test_a_training_that_has_ended_keeps_no_more_than_one_needs(whole_run):
+    _, folder = whole_run
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "aqr_histograms.jsonl",
+        "final.pth",
+        "latest.pth",
+        "metrics_summary.json",
+    ]
+
+
 def test_losses_rates_and_statistics_are_logged_on_their_intervals(whole_run):
     report, _ = whole_run
     losses = [step for step, values in report.logs if "train/loss" in values]

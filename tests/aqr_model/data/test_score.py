@@ -90,6 +90,11 @@ def test_equals_the_devkits_own_run(val, tiny_root, tmp_path):
     assert written["nd_score"] == summary["nd_score"]
 
 
+def test_the_summary_alone_is_kept_on_request(val, tmp_path):
+    val.evaluate(noisy_detections(val), jsonfile_prefix=tmp_path, keep_results=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics_summary.json"]
+
+
 def test_nothing_found_is_an_honest_zero(val, tiny_root):
     nothing = {token: [] for token in tokens_of(val)}
     metrics = score_predictions(tiny_root, VERSION, tokens_of(val), nothing)
