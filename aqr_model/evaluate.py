@@ -19,6 +19,7 @@ from aqr_model.checkpoint import load_pretrained
 from aqr_model.config import load_config, require_known_types
 from aqr_model.data import CustomNuScenesDataset
 from aqr_model.distributed import Workers, local_device
+from aqr_model.failures import explained
 from aqr_model.loading import to_device
 from aqr_model.plan import budget_epochs
 from aqr_model.precision import apply_precision, read_precision
@@ -104,6 +105,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 @app.command()
+@explained()
 def main(
     config: Annotated[Path, typer.Argument(help="A training config.")],
     checkpoint: Annotated[Path, typer.Argument(help="Weights that fit it.")],

@@ -15,6 +15,7 @@ from mmdet3d.models import build_model
 from aqr_model.checkpoint import load_pretrained, save_weights
 from aqr_model.config import load_config
 from aqr_model.evaluate import Evaluator, set_epoch
+from aqr_model.failures import explained
 from aqr_model.plan import budget_epochs
 from aqr_model.precision import apply_precision, read_precision
 
@@ -69,6 +70,7 @@ def _described(data_root: Path) -> dict[str, Any]:
 
 
 @app.command()
+@explained()
 def main(
     config: Annotated[Path, typer.Argument(help="The training config.")],
     weights: Annotated[Path, typer.Argument(help="final.pth of its training.")],

@@ -23,6 +23,7 @@ from aqr_model.cmt.step_totals import StepTotals
 from aqr_model.config import load_config, require_known_types
 from aqr_model.distributed import Workers, launched, local_device, together, without_exchange
 from aqr_model.evaluate import set_epoch
+from aqr_model.failures import explained
 from aqr_model.finite import require_finite
 from aqr_model.loading import Split, seed_everything, to_device, training_batches
 from aqr_model.plan import Plan, Rung, make_plan
@@ -244,6 +245,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 @app.command()
+@explained()
 def main(
     config: Annotated[Path, typer.Argument(help="A training config, shipped or exported.")],
     work_dir: Annotated[Path | None, typer.Option(help="Default: the config's work_dir.")] = None,

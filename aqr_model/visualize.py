@@ -26,6 +26,7 @@ from aqr_model.data import CustomNuScenesDataset
 from aqr_model.data.infos import CAMERAS
 from aqr_model.distributed import local_device
 from aqr_model.evaluate import set_epoch
+from aqr_model.failures import explained
 from aqr_model.loading import to_device
 from aqr_model.pictures import Scene, draw, save
 from aqr_model.plan import budget_epochs
@@ -152,6 +153,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 @app.command()
+@explained()
 def main(
     config: Annotated[Path, typer.Argument(help="A training config with AQR.")],
     checkpoint: Annotated[Path, typer.Argument(help="Weights that fit it.")],
