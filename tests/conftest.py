@@ -1,0 +1,9 @@
+"""What holds for all tests."""
+
+import signal
+
+
+def pytest_configure() -> None:
+    # A shell that starts a command in the background has it ignore Ctrl-C, and its children too.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
