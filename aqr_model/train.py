@@ -16,6 +16,7 @@ import torch
 import typer
 from mmcv import Config
 from mmdet3d.datasets import build_dataset
+from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 
 from aqr_model.checkpoint import previous_of, save_weights
@@ -76,7 +77,8 @@ def train(
     if cfg.get("num_threads"):
         torch.set_num_threads(cfg.num_threads)
     cv2.setNumThreads(1)  # the cores belong to torch and to the loading processes
-    with together() as workers:
+    # spconv has an OpenMP of its own, which torch's setting does not reach.
+    with threadpool_limits(cfg.get("num_threads")), together() as workers:
         # A function of its own: what it holds can go when it fails, so that the others notice.
         _train(cfg, workers, workdir, report, resume_from, halts)
 
