@@ -8,8 +8,13 @@ does not need it (a CUDA build of torchvision, say) is left alone.
 import contextlib
 import importlib
 import logging
+import os
 import warnings
 from collections.abc import Iterator
+
+# OpenMP reads it when torch loads. Threads that wait would spin, and on cores that other processes
+# use as well (loaders, a second trial) a step then takes several times as long.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
 

@@ -1,6 +1,10 @@
 """What holds for all tests."""
 
+import os
 import signal
+
+# As `aqr_model.compat` sets it, which comes too late where a test imports torch first.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 def pytest_configure() -> None:
