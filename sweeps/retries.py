@@ -17,7 +17,8 @@ from ray.tune.experiment import Trial
 
 from sweeps.gang import kills_since
 from sweeps.memory import LESS_AT_ONCE, advice_for_death
-from sweeps.trial import EVENT_KEY, TASK_KEY, Mark, Task, from_result
+from sweeps.silence import account_of
+from sweeps.task import EVENT_KEY, TASK_KEY, Mark, Task, from_result
 from sweeps.trials import RungResult
 
 _LOST = "ProcessLost: "  # of `sweeps.training`, where Ray puts it into a traceback's text
@@ -43,12 +44,14 @@ class Retries:
         self._note_death, self._note_restart = note_death, note_restart
         self._deaths: dict[str, str] = {}
 
-    def take_death(self, trial_id: str, said: str) -> None:
-        """Take in what Ray said about a process that died."""
+    def take_death(self, trial: Trial, said: str) -> None:
+        """Take in what Ray said about a process that died, and what it left itself."""
+        task = Task(**json.loads(trial.config[TASK_KEY]))
         _, _, lost = said.rpartition(_LOST)
-        reason = advice_for_death(lost) or lost.strip()
-        self._deaths[trial_id] = reason
-        self._note_death(trial_id, reason)
+        hung = account_of(self._trials_dir / task.label, task.attempt)
+        reason = hung or advice_for_death(lost) or lost.strip()
+        self._deaths[trial.trial_id] = reason
+        self._note_death(trial.trial_id, reason)
 
     def prepare(self, trial: Trial) -> None:
         """Give the trial's next process its task; Tune has found that there may be one."""

@@ -15,7 +15,7 @@ class RungScheduler(FIFOScheduler):
 
     Args:
         judge: Takes Tune's trial id and the result; it has the score in the record on return.
-        on_error: Takes Tune's trial id and what ended the trial's process.
+        on_error: Takes Tune's trial and what ended its process.
     """
 
     _supports_buffered_results = False
@@ -23,7 +23,7 @@ class RungScheduler(FIFOScheduler):
     def __init__(
         self,
         judge: Callable[[str, dict[str, Any]], Verdict],
-        on_error: Callable[[str, str], None],
+        on_error: Callable[[Trial, str], None],
     ) -> None:
         super().__init__()
         self._judge = judge
@@ -36,7 +36,7 @@ class RungScheduler(FIFOScheduler):
 
     def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
         """Pass on what Ray knows about the end of a process."""
-        self._on_error(trial.trial_id, _last_error(trial))
+        self._on_error(trial, _last_error(trial))
 
 
 def _last_error(trial: Trial) -> str:

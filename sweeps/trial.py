@@ -22,11 +22,13 @@ from ray.exceptions import RayActorError
 from ray.util.placement_group import get_current_placement_group
 
 from sweeps.gang import Gang
-from sweeps.health import HealthRule, judge, watched
+from sweeps.health import HealthRule
 from sweeps.logs import LOG_NAME, log_path, logged_to
 from sweeps.memory import OutOfMemory, advice_for, num_killed
 from sweeps.seat import heed_sigterm
-from sweeps.spool import SpoolCurves, SpoolWriter, spool_path
+from sweeps.silence import Watchdog
+from sweeps.spool import SpoolWriter, spool_path
+from sweeps.task import TASK_KEY, Ending, Event, Mark, Task, to_result
 from sweeps.training import (
     GangFailed,
     ProcessLost,
@@ -36,39 +38,29 @@ from sweeps.training import (
     TrialPreempted,
     TrialStopped,
 )
-from sweeps.trials import Outcome, ParamValue, Role, RungResult
+from sweeps.trials import Outcome, RungResult
+from sweeps.watch import HealthWatch
 from sweeps.worker import Training, use_threads
 
 __all__ = [
     "LATEST_NAME",
     "LOG_NAME",
     "Attempt",
-    "Ending",
     "Job",
     "Report",
     "SweepTrainable",
-    "Task",
     "TrainFn",
     "TrialFailed",
     "TrialPreempted",
     "TrialStopped",
     "find_rung",
-    "flags_of",
-    "from_result",
-    "to_result",
 ]
 
 LATEST_NAME = "latest.pth"
 STOP_TIMEOUT_S = 60.0
 FRACTION_TOLERANCE = 1e-6
-# A trial's health is judged at most so often in a full training, however often it logs.
-MAX_JUDGEMENTS = 400
-EPOCH_METRIC = "train/epoch"
-CONTROL_STEM = "control"  # of its label; see `sweeps.trials.trial_label`
-
-# The keys of our results and of a trial's config; the values are JSON, which Tune leaves alone.
-TASK_KEY = "task"
-EVENT_KEY = "event"
+# The training's own losses carry it in their names, as mmdet3d's detectors sum them by.
+LOSS_SIGN = "loss"
 
 logger = logging.getLogger(__name__)
 
@@ -85,6 +77,7 @@ class Job:
         num_threads: For the numerical libraries of one process.
         health: What is looked for between rungs.
         epochs: The training budget, by which the rules measure time; None: nothing is judged.
+        silence_s: A training that reports nothing for so long is taken to hang; None: never.
     """
 
     train_fn: TrainFn
@@ -94,90 +87,7 @@ class Job:
     num_threads: int
     health: tuple[HealthRule, ...] = ()
     epochs: float | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Task:
-    """One attempt at one trial.
-
-    Attributes:
-        checkpoint: The newest one in the record.
-        seconds: Training time before this attempt.
-        role: What the trial is for.
-        doom: Why it must not be tried again, after its process died; None: it may.
-    """
-
-    label: str
-    params: Mapping[str, ParamValue]
-    attempt: int
-    checkpoint: str | None
-    seconds: float
-    role: Role = "search"
-    doom: str | None = None
-
-    def to_json(self) -> str:
-        """Write for a trial's config."""
-        return json.dumps(asdict(self))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Mark:
-    """Left in a trial's directory by the process that trains in it, until the training is over.
-
-    Attributes:
-        node: Ray's id of its node.
-        num_killed: Processes that the kernel had killed there for memory.
-    """
-
-    node: str
-    num_killed: int | None
-
-    @staticmethod
-    def path(workdir: Path) -> Path:
-        """Where it lies."""
-        return workdir / "process.json"
-
-    @classmethod
-    def read(cls, workdir: Path) -> "Mark | None":
-        """What a process that died has left; None if it left nothing that can be read."""
-        try:
-            return cls(**json.loads(cls.path(workdir).read_text()))
-        except (OSError, ValueError, TypeError):
-            return None
-
-    def leave(self, workdir: Path) -> None:
-        """Write it."""
-        self.path(workdir).write_text(json.dumps(asdict(self)))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Ending:
-    """How an attempt ended by itself."""
-
-    outcome: Outcome
-    reason: str
-    seconds: float
-
-
-Event = RungResult | Ending
-
-
-def to_result(event: Event, flags: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """Put an event into a result for Tune, with what the health rules have said so far."""
-    kind = "rung" if isinstance(event, RungResult) else "ending"
-    content = {kind: asdict(event), "flags": dict(flags or {})}
-    return {EVENT_KEY: json.dumps(content), "done": isinstance(event, Ending)}
-
-
-def from_result(result: Mapping[str, Any]) -> Event:
-    """Take an event out of a result."""
-    event = json.loads(result[EVENT_KEY])
-    return RungResult(**event["rung"]) if "rung" in event else Ending(**event["ending"])
-
-
-def flags_of(result: Mapping[str, Any]) -> dict[str, str]:
-    """The reason of each health rule that has spoken, by the rule's name."""
-    return json.loads(result[EVENT_KEY])["flags"]
+    silence_s: float | None = None
 
 
 class Attempt:
@@ -201,7 +111,10 @@ class Attempt:
         self._thread = threading.Thread(target=self._run, name=task.label, daemon=True)
         self._is_stopping = threading.Event()
         self._seconds, self._resumed_at = task.seconds, 0.0
-        self._watch = _HealthWatch(job, task)
+        self._watch = HealthWatch(job.health, job.epochs, job.trials_dir, task)
+        # In a gang rank 0 watches over itself: this process only leads.
+        limit_s = None if gang is not None else job.silence_s
+        self._watchdog = Watchdog(self._workdir, attempt=task.attempt, limit_s=limit_s)
 
     @property
     def flags(self) -> Mapping[str, str]:
@@ -239,11 +152,17 @@ class Attempt:
             TrialStopped: If the trial goes no further.
         """
         self._seconds = self.seconds()
+        self._watchdog.rest()
         self._events.put(RungResult(**{**asdict(rung), "seconds": self._seconds}))
         goes_on = self._go_on.get()
         self._resumed_at = time.monotonic()
+        self._watchdog.heard()
         if not goes_on:
             raise TrialStopped
+
+    def heard(self) -> None:
+        """Called by the training thread: it reported something."""
+        self._watchdog.heard()
 
     def check(self) -> None:
         """Called by the training thread now and then.
@@ -273,7 +192,7 @@ class Attempt:
         try:
             if self._mark is not None:
                 self._mark.leave(self._workdir)
-            with logged_to(log):
+            with logged_to(log), self._watchdog:
                 return self._train(spool, log)
         finally:
             spool.close()
@@ -319,7 +238,12 @@ class Attempt:
             train_fn(task.params, report=report, workdir=workdir, resume_from=resume_from)
             return
         training = Training(
-            train_fn=train_fn, params=task.params, workdir=workdir, resume_from=resume_from
+            train_fn=train_fn,
+            params=task.params,
+            workdir=workdir,
+            resume_from=resume_from,
+            attempt=task.attempt,
+            silence_s=self._job.silence_s,
         )
         self._gang.train(training, report, self.check)
 
@@ -331,7 +255,7 @@ class _TrialReport:
     attempt: Attempt
     job: Job
     spool: SpoolWriter
-    watch: "_HealthWatch"
+    watch: HealthWatch
 
     def rung(
         self,
@@ -369,78 +293,17 @@ class _TrialReport:
 
     def log(self, values: Mapping[str, float], *, step: int) -> None:
         self.attempt.check()
+        self.attempt.heard()
+        for key, value in values.items():
+            # A training that goes on with such a loss would waste the rest of its budget.
+            if LOSS_SIGN in key and not math.isfinite(value):
+                raise FloatingPointError(f"{key} is {value:g} at step {step}")
         self.spool.log(values, step=step)
         self.watch.look(self.spool, values, step=step)
 
     def artifact(self, path: Path) -> None:
+        self.attempt.heard()
         self.spool.artifact(path)
-
-
-class _HealthWatch:
-    """Judges a trial by its own spool and the control's, whenever it has logged.
-
-    Attributes:
-        flags: What was said, once for each rule; earlier attempts included.
-    """
-
-    def __init__(self, job: Job, task: Task) -> None:
-        self._rules, self._epochs, self._trials_dir = job.health, job.epochs, job.trials_dir
-        self._metrics = watched(job.health)
-        self._is_control = task.label.startswith(CONTROL_STEM)
-        # All else is compared with the control, and a finalist counts with every seed.
-        self._may_stop = task.role == "search" and not self._is_control
-        self._own = SpoolCurves(spool_path(job.trials_dir / task.label), self._metrics)
-        self._controls: dict[Path, SpoolCurves] = {}
-        self._total_steps: float | None = None
-        self._next_step = 0.0
-
-    @property
-    def flags(self) -> dict[str, str]:
-        return self._own.flags
-
-    def read(self) -> None:
-        """Take in what earlier attempts wrote."""
-        self._own.read()
-
-    def look(self, spool: SpoolWriter, values: Mapping[str, float], *, step: int) -> None:
-        """Judge after a log.
-
-        Raises:
-            TrialStopped: If a rule ends the trial; the control and finalists are only flagged.
-        """
-        self._learn_budget(values, step)
-        if not self._rules or self._total_steps is None or step < self._next_step:
-            return
-        if not self._metrics & values.keys():
-            return
-        self._next_step = step + self._total_steps / MAX_JUDGEMENTS
-        history = self._own.read()
-        control = [] if self._is_control else self._read_controls()
-        verdicts = judge(history, self._rules, control=control, total_steps=self._total_steps)
-        for verdict in verdicts:
-            if verdict.rule not in self.flags:
-                spool.flag(verdict.rule, verdict.reason, stop=verdict.stop)
-                self.flags[verdict.rule] = verdict.reason
-        ends = [verdict for verdict in verdicts if verdict.stop]
-        if ends and self._may_stop:
-            raise TrialStopped(f"health: {ends[0].rule}: {ends[0].reason}")
-
-    def _learn_budget(self, values: Mapping[str, float], step: int) -> None:
-        epoch = values.get(EPOCH_METRIC, 0.0)
-        if self._epochs is not None and epoch > 0:
-            self._total_steps = step * self._epochs / epoch
-
-    def _read_controls(self) -> list[dict[str, list[tuple[int, float]]]]:
-        """The control's curves as far as they are there; where they are not, nothing is said."""
-        curves = []
-        for directory in sorted(self._trials_dir.glob(f"{CONTROL_STEM}*")):
-            path = spool_path(directory)
-            control = self._controls.setdefault(path, SpoolCurves(path, self._metrics))
-            try:
-                curves.append(control.read())
-            except OSError as error:
-                logger.warning("the control's curve cannot be read: %s", error)
-        return curves
 
 
 def find_rung(

@@ -15,6 +15,7 @@ import ray
 from sweeps.logs import log_path, logged_to
 from sweeps.memory import OutOfMemory, advice_for, num_killed
 from sweeps.seat import Seat, heed_sigterm, take_seat
+from sweeps.silence import Watchdog
 from sweeps.training import (
     GangFailed,
     PeerFailed,
@@ -33,12 +34,19 @@ _THREAD_VARIABLES = (
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """What every process of a gang is called with."""
+    """What every process of a gang is called with.
+
+    Attributes:
+        attempt: At the trial.
+        silence_s: Rank 0 ends itself if it has reported nothing for so long; None: never.
+    """
 
     train_fn: TrainFn
     params: Mapping[str, ParamValue]
     workdir: Path
     resume_from: Path | None
+    attempt: int = 1
+    silence_s: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,6 +111,7 @@ class Worker:
         self._events: queue.SimpleQueue[Call | End] = queue.SimpleQueue()
         self._answers: queue.SimpleQueue[Exception | None] = queue.SimpleQueue()
         self._listener: socket.socket | None = None
+        self._watchdog: Watchdog | None = None
 
     def place(self) -> Place:
         """Say where this is."""
@@ -142,8 +151,12 @@ class Worker:
 
     def say(self, method: Literal["rung", "log", "artifact"], *args: Any, **named: Any) -> None:
         """Called by the training thread of rank 0: report, and take the answer."""
+        if self._watchdog is not None:
+            self._watchdog.rest()
         self._events.put(Call(method=method, args=args, named=named))
         answer = self._answers.get()
+        if self._watchdog is not None:
+            self._watchdog.heard()
         if answer is not None:
             raise answer
 
@@ -151,7 +164,11 @@ class Worker:
         log = log_path(training.workdir, seat.rank)
         try:
             training.workdir.mkdir(parents=True, exist_ok=True)
-            with logged_to(log):
+            # The others report nothing; where one of them hangs, rank 0 waits for it.
+            limit_s = training.silence_s if seat.rank == 0 else None
+            watchdog = Watchdog(training.workdir, attempt=training.attempt, limit_s=limit_s)
+            self._watchdog = watchdog
+            with logged_to(log), watchdog:
                 end = self._train(training, seat, log)
         except OSError as error:  # no log, no training: the disk is full or gone
             end = End(error=GangFailed(f"rank {seat.rank} of {seat.size}: {error}"))

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -89,6 +90,8 @@ class Ring:
                 raise RuntimeError("a corrupt sample")
             case "memory":
                 raise MemoryError("no room for 8 GiB")
+            case "hang":
+                threading.Event().wait()
 
     def _save(self, workdir: Path, seat: Seat, step: int) -> None:
         if seat.rank == 0:

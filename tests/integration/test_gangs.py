@@ -298,6 +298,17 @@ def test_a_gang_that_always_dies_is_given_up(cluster: Cluster, tmp_path: Path) -
     assert (told.outcome, told.attempts) == ("finished", 2)
 
 
+def test_a_gang_that_hangs_is_ended_and_tried_again(cluster: Cluster, tmp_path: Path) -> None:
+    resources = "{gpus: 2, cpus: 2, retries: 1, silence_minutes: 0.15}"
+    sweep = Sweep(cluster, tmp_path, resources=resources, budget="{trials: 2}")
+    hung, sound = sweep.run(t000="hang")
+    # Rank 1 hung in step 5; rank 0 waited for it, and said nothing either.
+    assert (hung.outcome, hung.attempts, sweep.begins(hung)) == ("finished", 2, [0, 4])
+    assert (sound.outcome, sound.attempts) == ("finished", 1)
+    (stacks,) = tmp_path.rglob("stacks1.txt")
+    assert "in exchange" in stacks.read_text()
+
+
 def test_a_gang_that_is_stopped_lets_its_workers_train_the_next_trial(
     cluster: Cluster, tmp_path: Path
 ) -> None:

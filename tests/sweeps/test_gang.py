@@ -25,6 +25,7 @@ from sweeps.placing import bundles_of, misfit, num_trials_fitting
 from sweeps.retries import Retries
 from sweeps.seat import Seat, current_seat, heed_sigterm, must_leave, take_seat
 from sweeps.sections import ResourcesSpec
+from sweeps.task import TASK_KEY, Mark, Task, to_result
 from sweeps.training import (
     GangFailed,
     PeerFailed,
@@ -33,7 +34,6 @@ from sweeps.training import (
     TrialPreempted,
     TrialStopped,
 )
-from sweeps.trial import TASK_KEY, Mark, Task, to_result
 from sweeps.trials import RungResult
 from sweeps.worker import Call, End, Place, Training, Worker
 
@@ -385,7 +385,7 @@ class Restarts:
         config = {TASK_KEY: task.to_json()}
         trial: Any = SimpleNamespace(trial_id="a", config=config, last_result=last_result or {})
         trial.set_config = lambda new: setattr(trial, "config", new)
-        self.retries.take_death("a", said)
+        self.retries.take_death(trial, said)
         self.retries.prepare(trial)
         return Task(**json.loads(trial.config[TASK_KEY]))
 

@@ -1,5 +1,6 @@
 import json
 import logging
+import math
 import os
 import sys
 import threading
@@ -18,23 +19,19 @@ from sweeps.spool import (
     read_spool,
     spool_path,
 )
+from sweeps.task import Ending, Task, flags_of, from_result, to_result
 from sweeps.tracked import Delivery, flag_tags, points_of
 from sweeps.trial import (
     LATEST_NAME,
     LOG_NAME,
-    MAX_JUDGEMENTS,
     Attempt,
-    Ending,
     Job,
     Report,
-    Task,
     TrialStopped,
     find_rung,
-    flags_of,
-    from_result,
-    to_result,
 )
 from sweeps.trials import Role, RungResult
+from sweeps.watch import MAX_JUDGEMENTS
 
 FIDELITIES = ((0.5, 0.25), (1.0, 1.0))
 LABEL = "t000-0123abcd"
@@ -101,6 +98,19 @@ def test_nothing_is_trained_past_a_rung_before_the_verdict(tmp_path: Path) -> No
     assert not went_on.wait(0.1)
     assert ending(run.next()).outcome == "finished"
     assert went_on.is_set()
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_a_loss_that_is_not_finite_ends_the_trial(tmp_path: Path, bad: float) -> None:
+    def body(report: Report, workdir: Path, resume_from: Path | None) -> None:
+        report.log({"train/loss": 1.0, "train/grad_norm": math.inf}, step=1)
+        report.log({"train/loss_cls": bad}, step=2)
+        tell(report, 0)
+
+    end = ending(attempt(tmp_path, body).next())
+    assert (end.outcome, end.reason) == ("diverged", f"train/loss_cls is {bad:g} at step 2")
+    logged = [record["step"] for record in read_spool(spool_path(tmp_path / LABEL)).records[1:]]
+    assert logged == [1]
 
 
 def test_a_stopped_training_ends_normally_and_cleans_up(tmp_path: Path) -> None:
@@ -472,7 +482,7 @@ def test_a_trial_is_not_judged_at_every_step(tmp_path: Path, monkeypatch: Any) -
         judgements.append(1)
         return ()
 
-    monkeypatch.setattr("sweeps.trial.judge", count)
+    monkeypatch.setattr("sweeps.watch.judge", count)
 
     def body(report: Report, workdir: Path, resume_from: Path | None) -> None:
         for step in range(1, 5001):

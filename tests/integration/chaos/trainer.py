@@ -7,6 +7,7 @@ trial, written with one system call, on storage that no fault touches.
 import json
 import math
 import os
+import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -78,7 +79,7 @@ class Diarist:
                 diary.write("left", step - 1)
                 raise TrialPreempted(f"told to leave after step {step - 1}")
             time.sleep(self.step_s)
-            self._step(report, diary, step, fault)
+            self._step(report, diary, step, fault, start)
             if step % self.steps_per_checkpoint == 0:
                 self._save(workdir / "latest.pth", step)
                 diary.write("saved", step)
@@ -89,16 +90,17 @@ class Diarist:
             self._score_if_due(params, report, workdir, diary, step, fault)
         diary.write("end", self.num_steps)
 
-    def _step(self, report: Report, diary: Diary, step: int, fault: str) -> None:
+    def _step(self, report: Report, diary: Diary, step: int, fault: str, start: int) -> None:
         loss = 1 / (step + os.getpid() % 97 / 1000)
         if fault == "dies" and step == 5:
             os._exit(1)
         if fault == "raises" and step == 5:
             raise RuntimeError("sample 17 is corrupt")
+        if fault == "always hangs" or (fault == "hangs" and step == 8 and start == 0):
+            diary.write("hangs", step)
+            threading.Event().wait()
         if fault in ("loss nan", "loss inf") and step == 5:
-            bad = math.nan if fault.endswith("nan") else math.inf
-            # What a real training does before its optimizer steps.
-            raise FloatingPointError(f"the loss is {bad} at step {step}")
+            report.log({LOSS: math.nan if fault.endswith("nan") else math.inf}, step=step)
         diary.write("step", step, loss)
         report.log({LOSS: loss}, step=step)
         diary.write("logged", step, loss)
