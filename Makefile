@@ -20,7 +20,7 @@ test: setup
 	@$(PY) -m pytest
 
 chaos: setup
-	@CHAOS=large $(PY) -m pytest tests/integration/test_chaos.py -s
+	@CHAOS=large $(PY) -m pytest tests/integration/test_chaos.py tests/integration/test_postgresql.py -s
 
 setup:
 	@scripts/setup.sh

@@ -1,5 +1,6 @@
 """A sweep on a cluster, as its user sees it."""
 
+import contextlib
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from ray.dashboard.modules.job.pydantic_models import JobDetails
     from ray.job_submission import JobSubmissionClient
 
+    from launch.opening import Opened
+
 FOLLOW_END_S = 15.0
 
 
@@ -32,9 +35,11 @@ def submit(
 ) -> None:
     """Check a spec, send it as a job and follow the job.
 
-    The files that the spec names are looked for by the job, since they lie on the cluster.
+    The files that the spec names are looked for by the job, since they lie on the cluster. What the
+    sweep will take is compared with its budget before anything is sent, where it can be told here.
 
     Raises:
+        TargetError: If a new sweep does not fit into its own budget.
         SystemExit: With code 1 if the job fails while it is followed.
     """
     if not (CHECKOUT / "pyproject.toml").is_file():
@@ -54,13 +59,41 @@ def submit(
         action="resume" if resume else "run",
         python=python,
     )
+    client = jobs.connect(address)
+    if not resume:
+        _foresee(console, opened, jobs.nodes_of(client), root)
     with console.status(f"[dim]Sending the code to {address} ...", spinner_style="dim"):
-        client = jobs.connect(address)
         job_id = jobs.submit(client, request)
     console.print(f"Submitted as job {job_id}; relative paths lead to {root.absolute()}.")
     _print_commands(console, job_id, address)
     if follow:
         _follow(console, client, job_id)
+
+
+def _foresee(
+    console: Console, opened: "Opened", nodes: "list[dict[str, float]]", root: Path
+) -> None:
+    """Say what a sweep will take, and refuse what exceeds its budget.
+
+    Raises:
+        TargetError: If it does not fit.
+    """
+    from launch.forecasting import foresee, refuse_over_budget
+    from sweeps.report.wording import expected
+
+    with contextlib.chdir(root) if root.is_dir() else contextlib.nullcontext():
+        expectation, reason = foresee(opened, nodes)
+    if expectation is None:
+        console.print(f"What this will take cannot be told from here, but by the job: {reason}.")
+        return
+    refuse_over_budget(expectation)
+    if (made := expectation.forecast) is not None:
+        gpu_hours = "" if made.gpu_hours is None else f", {expected(made.gpu_hours)} GPU-hours"
+        hours = "" if made.hours is None else f", {expected(made.hours)} hours"
+        console.print(
+            f"Expected: about {expected(made.trainings)} full trainings{gpu_hours}{hours}, with"
+            f" {made.slots} at once on the cluster as it is."
+        )
 
 
 def show(console: Console, *, target: str | None, address: str, follow: bool) -> None:

@@ -23,6 +23,7 @@ def explain(error: BaseException) -> Explained | None:
     from launch.stack import ServerError
     from sweeps.export import ExportError
     from sweeps.section import SpecError
+    from sweeps.storage import StorageError
 
     if isinstance(error, SpecError):
         return Explained(text=display.problems(error), code=USAGE_ERROR)
@@ -30,6 +31,8 @@ def explain(error: BaseException) -> Explained | None:
         return Explained(text=str(error), code=FAILURE)
     if isinstance(error, ExportError):
         return Explained(text=str(error), code=USAGE_ERROR)
+    if isinstance(error, StorageError):
+        return Explained(text=_sentence(str(error)), code=FAILURE)
     return _of_the_sweep(error)
 
 

@@ -10,7 +10,6 @@ Optuna's samplers intersect the spaces of all completed trials.
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any, Literal
 
 import optuna
@@ -18,6 +17,8 @@ from optuna.distributions import BaseDistribution
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
+from sweeps.entries import Change
+from sweeps.storage import close, open_for_writing, open_storage, sqlite_file, sqlite_url
 from sweeps.trials import (
     Outcome,
     ParamValue,
@@ -28,9 +29,7 @@ from sweeps.trials import (
     TrialRecord,
     trial_label,
 )
-
-SQLITE_PREFIX = "sqlite:///"
-SQLITE_TIMEOUT_S = 60.0
+from sweeps.write_ahead import DiskWait, fold
 
 # Two values of one rung are told apart by Optuna's integer step: the rung's place in the spec.
 _STATES: dict[TrialState, State] = {
@@ -40,62 +39,24 @@ _STATES: dict[TrialState, State] = {
 }
 
 
-def sqlite_url(path: Path) -> str:
-    """Storage URL of a study file."""
-    return f"{SQLITE_PREFIX}{path.resolve()}"
-
-
 def control_study(name: str) -> str:
     """Name of the study that holds the sweep's control."""
     return f"{name}/control"
-
-
-def open_storage(url: str, *, create: bool = False) -> RDBStorage:
-    """Open the storage of a study.
-
-    Raises:
-        FileNotFoundError: If a SQLite file should exist and does not.
-    """
-    engine: dict[str, Any] = {}
-    if url.startswith(SQLITE_PREFIX):
-        path = Path(url.removeprefix(SQLITE_PREFIX))
-        if not create and not path.is_file():
-            raise FileNotFoundError(f"no study at {path}: has this sweep been started?")
-        if not path.exists():
-            _create_tables(path)
-        # The rollback journal stays: a write-ahead log needs shared memory, which network file
-        # systems lack. Readers and the one writer wait for each other instead.
-        engine = {"connect_args": {"timeout": SQLITE_TIMEOUT_S}}
-    return RDBStorage(url, engine_kwargs=engine)
-
-
-def _create_tables(path: Path) -> None:
-    """Make an empty SQLite storage, which appears under its name only when it is whole.
-
-    Optuna completes half-made tables when it opens them; a reader that came upon them would do so
-    at the same time as their maker, and one of the two would fail.
-    """
-    partial = path.with_name(f".{path.name}.partial")
-    partial.unlink(missing_ok=True)  # what a kill left
-    storage = RDBStorage(f"{SQLITE_PREFIX}{partial}")
-    storage.remove_session()
-    storage.engine.dispose()
-    partial.replace(path)
 
 
 def read_sweep(storage_url: str, name: str) -> SweepRecord:
     """Read a sweep, also while its driver writes.
 
     Raises:
-        FileNotFoundError: If there is no such storage file.
+        FileNotFoundError: If there is no such storage.
         KeyError: If the storage holds no sweep of this name.
+        StorageError: If the database cannot be used.
     """
     storage = open_storage(storage_url)
     try:
         return _read(storage, name)
     finally:
-        storage.remove_session()
-        storage.engine.dispose()
+        close(storage)
 
 
 def _read(storage: RDBStorage, name: str) -> SweepRecord:
@@ -161,7 +122,8 @@ def _to_record(trial: FrozenTrial) -> TrialRecord:
 class Ledger:
     """The two studies of one sweep, for its one writer.
 
-    Every change is in the storage when its method returns; `trials` is the same, in memory.
+    Every change is in the storage when its method returns, whoever is killed then; `trials` is the
+    same, in memory.
 
     Attributes:
         trials: The present record of each trial, by label.
@@ -169,7 +131,9 @@ class Ledger:
 
     def __init__(self, storage_url: str, name: str, *, mode: Literal["max", "min"]) -> None:
         self.name = name
-        self._storage = open_storage(storage_url, create=True)
+        self._storage = open_for_writing(storage_url, name)
+        self._file = sqlite_file(storage_url)
+        self._disk = DiskWait(self._file)
         direction = "maximize" if mode == "max" else "minimize"
         studies = [
             optuna.create_study(
@@ -181,7 +145,7 @@ class Ledger:
         record = self.read()
         known = (*record.trials, *record.controls)
         self.trials: dict[str, TrialRecord] = {trial.label: trial for trial in known}
-        self._settle()
+        self._ids: dict[str, int] = {}  # Optuna's, by label
 
     def read(self) -> SweepRecord:
         """Read the whole sweep back from the storage."""
@@ -189,18 +153,29 @@ class Ledger:
 
     def close(self) -> None:
         """Let go of the storage's connections."""
-        self._storage.remove_session()
-        self._storage.engine.dispose()
+        close(self._storage)
+        if self._file is not None:
+            fold(self._file)
+
+    def catch_up(self) -> None:
+        """See that what was written in a burst is on the disk, not only with the system."""
+        self._disk.catch_up()
 
     def set_attr(self, key: str, value: Any) -> None:
         """Set an attribute of the sweep, a JSON value."""
-        self._storage.set_study_user_attr(self._study_ids[0], key, value)
+        self.set_attrs({key: value})
 
-    def set_mlflow_run_id(self, label: str, run_id: str) -> None:
-        """Name the MLflow run of a trial, which may have ended already."""
+    def set_attrs(self, attrs: Mapping[str, Any]) -> None:
+        """Set attributes of the sweep, all or none."""
+        self._storage.set_study_user_attrs(self._study_ids[0], attrs)
+        self._disk.note_commit()
+
+    def set_mlflow_run_ids(self, run_ids: Mapping[str, str]) -> None:
+        """Name the MLflow runs of trials by label; they may have ended already."""
         # Optuna refuses changes to ended trials, so the study carries the run ids.
-        self.set_attr(f"{_RUN_ID}{label}", run_id)
-        self.trials[label] = replace(self.trials[label], mlflow_run_id=run_id)
+        self.set_attrs({f"{_RUN_ID}{label}": run_id for label, run_id in run_ids.items()})
+        for label, run_id in run_ids.items():
+            self.trials[label] = replace(self.trials[label], mlflow_run_id=run_id)
 
     def add_trial(
         self,
@@ -228,21 +203,23 @@ class Ledger:
         )
         study_id = self._study_ids[role == "control"]
         trial_id = self._storage.create_new_trial(study_id, template)
-        trial = _to_record(self._storage.get_trial(trial_id))
-        self.trials[trial.label] = trial
+        template.number = self._storage.number_of(trial_id)
+        trial = self._keep(_to_record(template))
+        self._ids[trial.label] = trial_id
+        self._disk.note_commit()
         return trial
 
     def start_attempt(self, label: str) -> TrialRecord:
         """Count an attempt at training."""
         trial = self.trials[label]
         attempts = trial.attempts + 1
-        self._storage.set_trial_user_attr(self._id(trial), _ATTEMPTS, attempts)
+        self._change(trial, {_ATTEMPTS: attempts})
         return self._keep(replace(trial, attempts=attempts))
 
     def set_flags(self, label: str, flags: Mapping[str, str]) -> TrialRecord:
         """Write down what the health rules have said of a trial so far."""
         trial = self.trials[label]
-        self._storage.set_trial_user_attr(self._id(trial), _FLAGS, dict(flags))
+        self._change(trial, {_FLAGS: dict(flags)})
         return self._keep(replace(trial, flags=dict(flags)))
 
     def append_rung(self, label: str, rung: RungResult, *, objective: float) -> TrialRecord:
@@ -250,9 +227,7 @@ class Ledger:
         trial = self.trials[label]
         rungs = (*trial.rungs, rung)
         plain = [{**asdict(each), "metrics": dict(each.metrics)} for each in rungs]
-        # The rungs last: they are the record, and a kill in between leaves the rung to come again.
-        self._storage.set_trial_intermediate_value(self._id(trial), len(rungs) - 1, objective)
-        self._storage.set_trial_user_attr(self._id(trial), _RUNGS, plain)
+        self._change(trial, {_RUNGS: plain}, intermediate={len(rungs) - 1: objective})
         return self._keep(replace(trial, rungs=rungs, seconds=rung.seconds))
 
     def finish(
@@ -288,9 +263,9 @@ class Ledger:
             raise ValueError(f"an outcome of {outcome!r} does not go with the value {told}")
         imputed = outcome == "stopped" and told is not None
         end = _end(outcome, reason, imputed=imputed, seconds=seconds, gpu_hours=gpu_hours)
-        # The value rides along, so that a kill between the two writes loses nothing.
-        self._storage.set_trial_user_attr(self._id(trial), _END, {**end, "told": told})
-        self._set_state(self._id(trial), told)
+        state = TrialState.FAIL if told is None else TrialState.COMPLETE
+        values = () if told is None else (told,)
+        self._change(trial, {_END: {**end, "told": told}}, state=state, values=values)
         return self._keep(
             replace(
                 trial,
@@ -309,23 +284,18 @@ class Ledger:
         """The distributions a trial was drawn from."""
         return self._storage.get_trial(self._id(self.trials[label])).distributions
 
-    def _settle(self) -> None:
-        """Carry out ends that a kill left half written."""
-        for trial in self.trials.values():
-            if trial.state == "running":
-                continue
-            trial_id = self._id(trial)
-            if not self._storage.get_trial(trial_id).state.is_finished():
-                self._set_state(trial_id, trial.told)
-
-    def _set_state(self, trial_id: int, told: float | None) -> None:
-        state = TrialState.FAIL if told is None else TrialState.COMPLETE
-        values = None if told is None else [told]
-        self._storage.set_trial_state_values(trial_id, state=state, values=values)
+    def _change(self, trial: TrialRecord, attrs: Mapping[str, Any], **more: Any) -> None:
+        """Write what belongs together, so that a kill leaves all of it or nothing."""
+        self._storage.change_trial(self._id(trial), Change(attrs=attrs, **more))
+        self._disk.note_commit()
 
     def _id(self, trial: TrialRecord) -> int:
-        study_id = self._study_ids[trial.role == "control"]
-        return self._storage.get_trial_id_from_study_id_trial_number(study_id, trial.number)
+        if trial.label not in self._ids:
+            study_id = self._study_ids[trial.role == "control"]
+            self._ids[trial.label] = self._storage.get_trial_id_from_study_id_trial_number(
+                study_id, trial.number
+            )
+        return self._ids[trial.label]
 
     def _keep(self, trial: TrialRecord) -> TrialRecord:
         self.trials[trial.label] = trial

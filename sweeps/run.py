@@ -27,9 +27,11 @@ from sweeps.listeners import Audience, Listener, SweepContext
 from sweeps.placing import bundles_of, misfit, num_trials_fitting
 from sweeps.record import Ledger, SweepRecord
 from sweeps.retries import Retries, memory_kills_are_deaths
+from sweeps.reuse import starting_processes_are_kept
 from sweeps.scheduler import RungScheduler
 from sweeps.search import StudySearcher
 from sweeps.spec import COPY_NAME, SweepSpec, load_copy
+from sweeps.storage import StorageHeld, check_free
 from sweeps.trial import Job, SweepTrainable, TrainFn
 
 LOCK_NAME = "driver.lock"
@@ -81,6 +83,7 @@ def run_sweep(
 
     Raises:
         SweepRefused: If the sweep exists, another driver has it, or a trial does not fit.
+        StorageError: If the study's database cannot be reached, or stays away for too long.
         SweepInterrupted: After Ctrl-C.
     """
     spec.directory.mkdir(parents=True, exist_ok=True)
@@ -89,6 +92,7 @@ def run_sweep(
             raise SweepRefused(
                 f"the sweep {spec.name!r} exists in {spec.directory}: resume it, or name another"
             )
+        _check_free(spec, is_new=True)
         spec.write_copy(spec.directory)
         return _drive(spec, train_fn, listeners, resumed=False, forecast=forecast)
 
@@ -107,7 +111,16 @@ def resume_sweep(
         raise SweepRefused(f"no sweep {spec.name!r} in {spec.directory} to resume: run it first")
     with _locked(spec.directory):
         _refuse_changes(load_copy(spec.directory), spec)
+        _check_free(spec, is_new=False)
         return _drive(spec, train_fn, listeners, resumed=True)
+
+
+def _check_free(spec: SweepSpec, *, is_new: bool) -> None:
+    """See before anything starts that the study's server answers and nobody else has it."""
+    try:
+        check_free(spec.storage_url, spec.name, is_new=is_new)
+    except StorageHeld as held:
+        raise SweepRefused(str(held)) from held
 
 
 def _refuse_changes(before: SweepSpec, now: SweepSpec) -> None:
@@ -133,7 +146,12 @@ def _drive(
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
     audience = Audience(listeners)
-    with _ray_running(), _environment(_TUNE_ENVIRONMENT), memory_kills_are_deaths():
+    with (
+        _ray_running(),
+        _environment(_TUNE_ENVIRONMENT),
+        memory_kills_are_deaths(),
+        starting_processes_are_kept(),
+    ):
         slots = _Slots(spec)
         ledger = Ledger(spec.storage_url, spec.name, mode=spec.objective.mode)
         try:
@@ -175,6 +193,7 @@ def _describe(spec: SweepSpec, ledger: Ledger) -> None:
 
 def _tune(spec: SweepSpec, train_fn: TrainFn, searcher: StudySearcher, audience: Audience) -> bool:
     """Let Tune run the trials; True if the user interrupted it."""
+    silence = spec.resources.silence_minutes
     job = Job(
         train_fn=train_fn,
         trials_dir=spec.directory / "trials",
@@ -183,6 +202,7 @@ def _tune(spec: SweepSpec, train_fn: TrainFn, searcher: StudySearcher, audience:
         num_threads=spec.resources.cpus // max(1, spec.resources.gpus),
         health=parse_rules(spec.health),
         epochs=spec.train.epochs,
+        silence_s=None if silence is None else 60 * silence,
     )
     retries = Retries(
         job.trials_dir, note_death=searcher.note_death, note_restart=searcher.note_restart
@@ -245,6 +265,7 @@ class _Clock(tune.Callback):
             self._next_tick = now + TICK_S
             self._searcher.save_spent()
             self._audience.tell(lambda listener: listener.on_tick())
+            self._searcher.catch_up()
 
     def on_trial_recover(
         self, iteration: int, trials: list[Trial], trial: Trial, **info: Any

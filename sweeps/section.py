@@ -11,6 +11,8 @@ from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.error import MarkedYAMLError
 
+from sweeps.database_url import masked
+
 Path = tuple[str | int, ...]
 Found = tuple[Path, str]
 S = TypeVar("S", bound="Section")
@@ -89,7 +91,7 @@ def read_section(section: type[S], data: Any, path: Path, found: list[Found]) ->
 
 def got(value: Any) -> str:
     """The end of a message: what came instead."""
-    return f"but got {value!r}"
+    return f"but got {masked(repr(value))}"
 
 
 _EXPECTED = {

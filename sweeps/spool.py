@@ -15,6 +15,8 @@ from typing import Any
 
 SPOOL_NAME = "spool.jsonl"
 MAX_CHUNK_BYTES = 4 << 20
+# A power failure forgets no more than this of a spool at a score; a killed process nothing.
+SYNC_S = 1.0
 # What is kept of a curve: all of the newest points, older ones ever more sparsely.
 MAX_POINTS, NUM_NEWEST = 1024, 256
 
@@ -43,6 +45,7 @@ class SpoolWriter:
     def __init__(self, path: Path) -> None:
         _cut_torn_line(path)
         self._file = path.open("ab", buffering=0)
+        self._synced_at = time.monotonic()
 
     def attempt(self, number: int) -> None:
         """Mark where an attempt at training begins."""
@@ -61,7 +64,7 @@ class SpoolWriter:
         epoch: float,
         step: int,
     ) -> None:
-        """Add a score, and see that all before it is on the disk."""
+        """Add a score, and see that all before it is on the disk, if that was not seen just now."""
         self._append(
             "rung",
             fraction=fraction,
@@ -70,7 +73,9 @@ class SpoolWriter:
             step=step,
             metrics=dict(metrics),
         )
-        os.fsync(self._file.fileno())
+        if time.monotonic() - self._synced_at >= SYNC_S:
+            os.fsync(self._file.fileno())
+            self._synced_at = time.monotonic()
 
     def artifact(self, path: Path) -> None:
         """Name a file for the tracker."""

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sweeps.listeners import Listener, SweepContext
-from sweeps.record import SweepRecord, TrialRecord, read_sweep, sqlite_url
-from sweeps.spec import STUDY_NAME, load_copy
+from sweeps.record import SweepRecord, TrialRecord, read_sweep
+from sweeps.spec import load_copy
 from sweeps.tracking import ATTR, Mirror, Snapshot
 
 if TYPE_CHECKING:
@@ -94,14 +94,13 @@ class Tracker(Listener):
         """Write the ids of new runs to the study, which has one writer: the driver's thread."""
         if self._mirror is None or self._ledger is None:
             return
-        for label, run_id in list(self._mirror.run_ids.items()):
-            if self._recorded.get(label) == run_id:
-                continue
-            if label:
-                self._ledger.set_mlflow_run_id(label, run_id)
-            else:
-                self._ledger.set_attr("mlflow_run_id", run_id)
-            self._recorded[label] = run_id
+        known = dict(self._mirror.run_ids)
+        new = {key: run_id for key, run_id in known.items() if self._recorded.get(key) != run_id}
+        self._recorded.update(new)
+        if "" in new:
+            self._ledger.set_attr("mlflow_run_id", new.pop(""))
+        if new:
+            self._ledger.set_mlflow_run_ids(new)
 
     def on_end(self, record: SweepRecord, *, interrupted: bool) -> None:
         """Show the sweep's end; `close` waits for the rest to arrive."""
@@ -198,7 +197,9 @@ def flush_spools(directory: Path, *, timeout_s: float = 60.0) -> int:
         Spooled lines that did not arrive.
     """
     spec = load_copy(directory)
-    record = read_sweep(spec.storage.study or sqlite_url(directory / STUDY_NAME), spec.name)
+    storage = spec.storage.model_copy(update={"path": str(directory.resolve().parent)})
+    spec = spec.model_copy(update={"storage": storage})  # wherever the directory is now
+    record = read_sweep(spec.storage_url, spec.name)
     if ATTR not in record.attrs:
         return 0
     mirror = Mirror(spec, directory, record)

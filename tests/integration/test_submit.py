@@ -79,6 +79,26 @@ def test_a_submitted_sweep_runs_is_followed_and_is_found_again(
     assert "3 of 3 trials have ended." in here.stdout
 
 
+def test_what_exceeds_its_budget_is_not_sent(head: Head, token: str, checkout: Path) -> None:
+    """By the times of the sweep before it, and the nodes of the real cluster."""
+    where, variables = ("--address", head.address), {"RAY_AUTH_TOKEN": token}
+    text = (checkout / "toy.yaml").read_text().replace("name: toy", "name: dear")
+    assert "budget: {trials: 2}" in text
+    for hours, code in ((1e-6, 2), (1.0, 0)):
+        spec = text.replace("{trials: 2}", f"{{trials: 2, hours: {hours:f}}}")
+        (checkout / "dear.yaml").write_text(spec)
+        done = command(
+            *("submit", "dear.yaml", "--no-follow", *where), cwd=checkout, variables=variables
+        )
+        assert done.returncode == code, done.stdout + done.stderr
+        if code:
+            assert "Nothing was started: 2 searched trials" in done.stderr
+            jobs = command("status", *where, cwd=checkout, variables=variables)
+            assert "dear" not in jobs.stdout
+        else:
+            assert re.search(r"Expected: about .* with 2 at once on the cluster", done.stdout)
+
+
 def test_a_running_job_is_stopped_and_resumed(head: Head, token: str, tmp_path: Path) -> None:
     checkout = make_toy_checkout(tmp_path / "checkout")
     text = (checkout / "toy.yaml").read_text().replace("name: toy", "name: slow")

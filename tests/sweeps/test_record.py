@@ -1,11 +1,14 @@
 import threading
 from pathlib import Path
+from typing import Any
 
 import optuna
 import pytest
 from optuna.distributions import FloatDistribution
 from optuna.trial import TrialState
+from sqlalchemy import Table
 
+from sweeps import entries
 from sweeps.record import Ledger, RungResult, TrialRecord, read_sweep, sqlite_url, trial_label
 
 DISTRIBUTIONS = {"x": FloatDistribution(0, 1)}
@@ -59,7 +62,7 @@ def test_a_trial_from_start_to_end_reads_back(url: str) -> None:
     ledger.start_attempt(trial.label)
     ledger.append_rung(trial.label, rung(0.5, 0.3), objective=0.3)
     ledger.append_rung(trial.label, rung(1.0, 0.4), objective=0.4)
-    ledger.set_mlflow_run_id(trial.label, "run-1")
+    ledger.set_mlflow_run_ids({trial.label: "run-1"})
     ledger.finish(trial.label, outcome="finished", reason="", told=0.4, seconds=12.0, gpu_hours=0.5)
     (read,) = read_sweep(url, "s").trials
     assert read == ledger.trials[trial.label]
@@ -130,7 +133,7 @@ def test_known_points_and_the_control(url: str) -> None:
     control = add_control(ledger)
     trial = add(ledger, 0.2)
     ledger.set_attr("metric", "val/nds")
-    ledger.set_mlflow_run_id(known.label, "run-k")
+    ledger.set_mlflow_run_ids({known.label: "run-k"})
     record = read_sweep(url, "s")
     assert [t.label for t in record.trials] == [known.label, trial.label]
     assert record.trials[0].value == 0.33
@@ -179,24 +182,27 @@ def test_repeats_of_the_control_and_of_finalists_read_back(url: str) -> None:
     assert Ledger(url, "s", mode="max").trials == ledger.trials
 
 
-def test_an_end_half_written_is_carried_out_by_the_next_driver(
-    url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_end_that_was_cut_short_left_nothing(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     ledger = Ledger(url, "s", mode="max")
     label = add(ledger, 0.5).label
+    end = {"outcome": "finished", "reason": "", "told": 0.4, "seconds": 1.0, "gpu_hours": 0.0}
+    upsert = entries._upsert
 
-    def killed(trial_id: int, told: float | None) -> None:
-        raise KeyboardInterrupt
+    def killed(connection: Any, table: Table, *args: Any) -> None:
+        upsert(connection, table, *args)
+        if table.name == "trial_values":  # the last one before the state
+            raise KeyboardInterrupt
 
-    monkeypatch.setattr(ledger, "_set_state", killed)
-    with pytest.raises(KeyboardInterrupt):
-        ledger.finish(label, outcome="finished", reason="", told=0.4, seconds=1.0, gpu_hours=0.0)
-    # A reader sees the end already; Optuna learns it from the next driver.
+    with monkeypatch.context() as patch:
+        patch.setattr(entries, "_upsert", killed)
+        with pytest.raises(KeyboardInterrupt):
+            ledger.finish(label, **end)
     read = read_sweep(url, "s").trials[0]
-    assert (read.state, read.outcome, read.value) == ("complete", "finished", 0.4)
+    assert (read.state, read.outcome, read.told) == ("running", None, None)
+    again = Ledger(url, "s", mode="max")
+    assert again.trials[label] == read
+    again.finish(label, **end)
     study = optuna.load_study(study_name="s", storage=url)
-    assert study.trials[0].state == TrialState.RUNNING
-    assert Ledger(url, "s", mode="max").trials[label] == read
     assert (study.trials[0].state, study.trials[0].value) == (TrialState.COMPLETE, 0.4)
 
 

@@ -8,9 +8,12 @@ import json
 import sqlite3
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import psycopg
 
 from chaos.trainer import LOSS, SCORE
 
@@ -64,9 +67,14 @@ class Verdict:
     counts: Counter[str] = field(default_factory=Counter)
 
 
-def look(study: Path, diaries: Path) -> Seen:
+# A SQLite file, or the URL of a PostgreSQL database.
+Study = Path | str
+
+
+def look(study: Study, diaries: Path) -> Seen:
     """Read both as they are now; the diaries last, so that they know at least as much."""
-    trials = {trial.label: trial for trial in read_study(study)} if study.is_file() else {}
+    there = isinstance(study, str) or study.is_file()
+    trials = {trial.label: trial for trial in read_study(study)} if there else {}
     return Seen(trials=trials, diaries=read_diaries(diaries))
 
 
@@ -78,11 +86,15 @@ def read_diaries(folder: Path) -> dict[str, list[dict[str, Any]]]:
     }
 
 
-def read_study(path: Path) -> Iterator[Trial]:
+def read_study(study: Study) -> Iterator[Trial]:
     """The trials of both studies, straight from the tables."""
-    # A hot journal of a killed writer must be rolled back, so not read-only.
-    base = sqlite3.connect(path, timeout=60)
-    try:
+    base: Any
+    if isinstance(study, str):
+        base = psycopg.connect(study)
+    else:
+        # A hot journal of a killed writer must be rolled back, so not read-only.
+        base = sqlite3.connect(study, timeout=60)
+    with closing(base):
         attrs: dict[int, dict[str, Any]] = {}
         for trial_id, key, value in base.execute(
             "select trial_id, key, value_json from trial_user_attributes"
@@ -97,8 +109,6 @@ def read_study(path: Path) -> Iterator[Trial]:
         rows = base.execute(
             "select trial_id, study_name, number, state from trials join studies using (study_id)"
         ).fetchall()
-    finally:
-        base.close()
     for trial_id, study, number, state in rows:
         own = attrs.get(trial_id, {})
         stem = f"t{number:03d}"
@@ -139,11 +149,11 @@ def check_since(before: Seen, after: Seen) -> Verdict:
     return verdict
 
 
-def check_study(study: Path, diaries: Path, *, interval: int) -> Verdict:
+def check_study(study: Study, diaries: Path, *, interval: int) -> Verdict:
     """The promises, whatever happened.
 
     Args:
-        study: The study's file.
+        study: Where the study is.
         diaries: What the trainer wrote.
         interval: Steps from one checkpoint to the next.
     """
@@ -218,7 +228,7 @@ def _check_course(
         done = done or (what == "acknowledged" and is_last)
 
 
-def check_finished(study: Path, diaries: Path, trials_dir: Path, *, num_steps: int) -> Verdict:
+def check_finished(study: Study, diaries: Path, trials_dir: Path, *, num_steps: int) -> Verdict:
     """What must hold of trials that finished: every step trained, a whole checkpoint left."""
     verdict, lines = Verdict(), read_diaries(diaries)
     for trial in read_study(study):
@@ -239,7 +249,7 @@ def check_finished(study: Path, diaries: Path, trials_dir: Path, *, num_steps: i
     return verdict
 
 
-def check_mlflow(database: Path, study: Path, diaries: Path) -> Verdict:
+def check_mlflow(database: Path, study: Study, diaries: Path) -> Verdict:
     """Every point that the trainer got rid of is in MLflow, once, and no other."""
     verdict = Verdict()
     base = sqlite3.connect(database, timeout=60)

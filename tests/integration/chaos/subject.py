@@ -17,6 +17,7 @@ import psutil
 
 from chaos.checker import (
     Seen,
+    Study,
     Trial,
     Verdict,
     check_finished,
@@ -44,6 +45,10 @@ class Subject:
         track: Whether it writes to MLflow.
         env: Of its drivers, beside this process's own.
         sweeps: Where its storage is; in the folder unless a fault needs it elsewhere.
+        patience_s: How long they wait for MLflow at their end.
+        storage_patience_s: How long they wait for the database of the study.
+        url: Of the database of its study; none: a file in its directory.
+        line: The same for its drivers, where a fault lies between.
     """
 
     folder: Path
@@ -53,6 +58,9 @@ class Subject:
     env: Mapping[str, str] = field(default_factory=dict)
     sweeps: Path = Path()
     patience_s: float = 60.0
+    storage_patience_s: float = 600.0
+    url: str | None = None
+    line: str | None = None
 
     def __post_init__(self) -> None:
         self.diaries = self.folder / "diaries"
@@ -71,6 +79,11 @@ class Subject:
     def study(self) -> Path:
         return self.directory / "study.db"
 
+    @property
+    def where(self) -> Study:
+        """Where the checker reads the study."""
+        return self.url or self.study
+
     @contextmanager
     def driver(self, command: str, **other: Any) -> Iterator[subprocess.Popen[str]]:
         """Start a driver; whatever is left of it and its Ray in the end is killed."""
@@ -78,10 +91,11 @@ class Subject:
             "command": command,
             "sweeps": str(self.sweeps),
             "diaries": str(self.diaries),
-            "sections": {**self.sections, **other},
+            "sections": {**self._storage(), **self.sections, **other},
             "training": self.training,
             "track": self.track,
             "patience": self.patience_s,
+            "storage_patience": self.storage_patience_s,
         }
         paths = [ROOT, ROOT / "tests" / "sweeps", ROOT / "tests" / "integration"]
         env = {
@@ -110,6 +124,10 @@ class Subject:
             process.kill()
             process.wait(30)
 
+    def _storage(self) -> dict[str, str]:
+        url = self.line or self.url
+        return {} if url is None else {"storage": f"{{path: {self.sweeps}, study: '{url}'}}"}
+
     def sweep_up(self) -> None:
         """Kill what is left of this sweep's processes, by their mark."""
         kill([process for process in psutil.process_iter() if self.is_ours(process)])
@@ -129,11 +147,11 @@ class Subject:
         return said
 
     def look(self) -> Seen:
-        return look(self.study, self.diaries)
+        return look(self.where, self.diaries)
 
     def trials(self) -> dict[str, Trial]:
         """By stem: `t003`, `control`."""
-        return {trial.label.partition("-")[0]: trial for trial in read_study(self.study)}
+        return {trial.label.partition("-")[0]: trial for trial in read_study(self.where)}
 
     def lines(self, what: str) -> list[dict[str, Any]]:
         """All lines of a kind; files may be growing."""
@@ -158,16 +176,16 @@ class Subject:
         interval = self.training.get("steps_per_checkpoint", 3)
         num_steps = self.training.get("num_steps", 12)
         after = self.look()
-        found = [check_study(self.study, self.diaries, interval=interval)]
+        found = [check_study(self.where, self.diaries, interval=interval)]
         found += [check_since(earlier, after) for earlier in before]
         if num_trials is not None:
             trials_dir = self.directory / "trials"
-            found.append(check_finished(self.study, self.diaries, trials_dir, num_steps=num_steps))
+            found.append(check_finished(self.where, self.diaries, trials_dir, num_steps=num_steps))
             there = sum("control" not in label for label in after.trials)
             if there != num_trials:
                 found[0].broken.append(f"the study holds {there} trials, not {num_trials}")
         if database is not None:
-            found.append(check_mlflow(database, self.study, self.diaries))
+            found.append(check_mlflow(database, self.where, self.diaries))
         verdict = Verdict(
             broken=[text for one in found for text in one.broken],
             counts=sum((one.counts for one in found), Counter(self.counts)),
