@@ -14,6 +14,7 @@ from rich.text import Text
 
 if TYPE_CHECKING:
     from sweeps.analysis import Leaderboard, Row
+    from sweeps.pareto import Front
     from sweeps.record import ParamValue, TrialRecord
     from sweeps.section import SpecError
 
@@ -29,6 +30,8 @@ RUNG_TOLERANCE = 1e-6
 MAX_WORD = 9
 # Widths in a table of trials: all but parameters and rungs, a rung, a parameter.
 FIXED_WIDTH, RUNG_WIDTH, AXIS_WIDTH, AXIS_PADDING = 40, 8, 6, 2
+# The same of a further objective, whose header has a word a line.
+OBJECTIVE_WIDTH = 11
 
 
 def output() -> Console:
@@ -77,6 +80,7 @@ def trials_table(
     width: int,
     best: str | None = None,
     control: float | None = None,
+    front: "Front | None" = None,
 ) -> Table:
     """Trials with their parameters, the score at each rung and what became of them.
 
@@ -89,10 +93,13 @@ def trials_table(
         width: Columns of the terminal; parameters for which there is no room are left out.
         best: Label of the best trial.
         control: The control's result, which the last column is compared with.
+        front: Of several objectives; those on it are marked, with all of their values.
     """
     made = table("trial")
     made.columns[0].no_wrap = True
-    axes, hidden = fitting(axes, width - FIXED_WIDTH - RUNG_WIDTH * len(fidelities))
+    further = () if front is None else front.objectives[1:]
+    taken = RUNG_WIDTH * len(fidelities) + OBJECTIVE_WIDTH * len(further)
+    axes, hidden = fitting(axes, width - FIXED_WIDTH - taken)
     if hidden:
         made.caption = f"No room for {', '.join(hidden)}."
         made.caption_justify = "left"
@@ -100,15 +107,20 @@ def trials_table(
         made.add_column(short_name(axis), justify="right", no_wrap=True, vertical="bottom")
     for fraction, _ in fidelities:
         made.add_column(f"{fraction:.0%}", justify="right", no_wrap=True, vertical="bottom")
+    for objective in further:
+        made.add_column(
+            objective_header(objective.name), justify="right", no_wrap=True, vertical="bottom"
+        )
     made.add_column("to\ncontrol", justify="right", no_wrap=True, vertical="bottom")
     made.add_column("state", no_wrap=True, overflow="ellipsis", ratio=1, vertical="bottom")
     made.expand = True
     for trial in rows:
         state = trial.outcome or states.get(trial.label, "waiting")
         is_best = trial.label == best
-        cells = [Text(f"{name_of(trial)}{' *' if is_best else ''}")]
+        cells = [Text(f"{name_of(trial)}{' *' if is_best else ''}{_front_mark(front, trial)}")]
         cells += [Text(number(trial.params.get(axis), digits=3)) for axis in axes]
         cells += _rung_cells(trial, metric_key, fidelities)
+        cells += _further_cells(front, trial)
         # The repeats have other seeds than the control at hand: only the finals compare them.
         if trial.role != "search" or trial.value is None or control is None:
             cells.append(Text(""))
@@ -122,12 +134,17 @@ def trials_table(
 def leaderboard_table(board: "Leaderboard", axes: Sequence[str]) -> Table:
     """The finished trials against the control, best first, differences inside the noise marked."""
     made = table("", "trial", f"{board.metric}>", "to control>", "")
+    if board.front is not None:
+        for objective in board.front.objectives[1:]:
+            made.add_column(objective_header(objective.name), justify="right", vertical="bottom")
+        made.add_column("front", vertical="bottom")
     for axis in axes:
         made.add_column(short_name(axis), justify="right", no_wrap=True, vertical="bottom")
     if board.control is not None:
         shown = "" if board.control.score is None else f"{board.control.score:.4f}"
         state = "" if board.control.score is not None else board.control.trial.outcome or "running"
-        made.add_row("", "control", shown, "", state, *_params(board.control, axes), style="cyan")
+        cells = [*_front_cells(board, board.control), *_params(board.control, axes)]
+        made.add_row("", "control", shown, "", state, *cells, style="cyan")
     for row in board.finished:
         made.add_row(
             str(row.rank),
@@ -135,6 +152,7 @@ def leaderboard_table(board: "Leaderboard", axes: Sequence[str]) -> Table:
             f"{row.score:.4f}",
             "" if row.delta is None else f"{row.delta:+.4f}",
             comparison(row),
+            *_front_cells(board, row),
             *_params(row, axes),
             style="bold" if row.rank == 1 else "",
         )
@@ -154,6 +172,12 @@ def comparison(row: "Row") -> Text:
     if row.tied_with_best and row.rank != 1:
         against.append(", ties with best" if against.plain else "ties with best", style="dim")
     return against
+
+
+def objective_header(name: str) -> str:
+    """An objective as a column header, a word a line: `AP`, `pedestrian`, `bicycle`."""
+    words = name.replace("(", " ").replace(")", "").replace(",", "").split()
+    return "\n".join(line for word in words for line in short_name(word).split("\n"))
 
 
 def name_of(trial: "TrialRecord") -> str:
@@ -213,6 +237,38 @@ def shortest(path: Path) -> Path:
 
 def _params(row: "Row", axes: Sequence[str]) -> list[str]:
     return [number(row.trial.params.get(axis)) for axis in axes]
+
+
+def _front_cells(board: "Leaderboard", row: "Row") -> list[str | Text]:
+    """The values of the further objectives, and what they say together."""
+    if board.front is None:
+        return []
+    if row.place is None:
+        return [""] * len(board.front.objectives)
+    pairs = list(zip(board.front.objectives, row.place.values, strict=True))[1:]
+    shown: list[str | Text] = [*(objective.show(value) for objective, value in pairs)]
+    if row.trial.role == "control":
+        return [*shown, ""]
+    style = "green" if row.place.standing == "front" else "yellow"
+    return [*shown, Text(row.place.standing, style=style)]
+
+
+def _front_mark(front: "Front | None", trial: "TrialRecord") -> str:
+    place = None if front is None else front.place(trial)
+    return " +" if place is not None and place.on_front else ""
+
+
+def _further_cells(front: "Front | None", trial: "TrialRecord") -> list[Text]:
+    """The further objectives of a trial that has finished."""
+    if front is None:
+        return []
+    from sweeps.objectives import values_of
+
+    values = values_of(trial, front.objectives)
+    if values is None:
+        return [Text("·", style="dim")] * (len(front.objectives) - 1)
+    pairs = list(zip(front.objectives, values, strict=True))[1:]
+    return [Text(objective.show(value)) for objective, value in pairs]
 
 
 def _rung_cells(

@@ -84,13 +84,15 @@ def _sweep_lines(spec: "SweepSpec", expectation: Expectation) -> Iterator[tuple[
     gpus = f" + {resources.gpus} GPU" if resources.gpus else ""
     slots = expectation.slots or "as many as fit"
     yield "objective", f"{goal.metric}, {goal.mode}; {_noise(spec)}"
+    yield from _further_objectives(spec)
     yield "trials", f"{_control(spec)}{_trials(spec)}, chosen by {_sampler(spec)}"
     if spec.finalists is not None:
         top, seeds = spec.finalists.top, spec.finalists.seeds
-        yield "finals", f"the best {top} and the control again, with {seeds} new seeds each"
+        which = f"the first {top} of the front" if goal.also else f"the best {top}"
+        yield "finals", f"{which} and the control again, with {seeds} new seeds each"
     yield "stopping", f"{spec.stopping.rule}: {_RULES[spec.stopping.rule]}"
     if expectation.forecast is not None and spec.stopping.rule != "none":
-        yield "risk", _risk(expectation.forecast)
+        yield "risk", _risk_of(spec, expectation.forecast)
     yield "at once", f"{slots}, {resources.cpus} CPU{gpus} each"
     yield "cost", _cost(spec, expectation)
     yield "time", _time(expectation)
@@ -98,6 +100,28 @@ def _sweep_lines(spec: "SweepSpec", expectation: Expectation) -> Iterator[tuple[
         yield "budget", _budget(spec)
     yield "results", str(shortest(spec.directory))
     yield "MLflow", where_tracked(spec)
+
+
+def _further_objectives(spec: "SweepSpec") -> Iterator[tuple[str, str]]:
+    """The objectives after the first, and what it means that there are several."""
+    from sweeps.objectives import objectives_of
+
+    further = objectives_of(spec)[1:]
+    for each in further:
+        if each.noise is not None:
+            noise = f"noise {each.show(each.noise)}"
+        elif spec.control_seeds > 1:
+            noise = f"noise measured by {spec.control_seeds} seeds of the control"
+        else:
+            noise = "noise neither given nor measured: every difference counts"
+        what = "training seconds, " if each.is_time else ""
+        yield "also", f"{each.name}, {what}{each.mode}; {noise}"
+    if further:
+        yield (
+            "best",
+            f"the Pareto front of all {1 + len(further)}; where one trial is asked for, its best"
+            f" {spec.objective.metric}",
+        )
 
 
 def _noise(spec: "SweepSpec") -> str:
@@ -128,6 +152,15 @@ def _risk(forecast: "Forecast") -> str:
         f"{forecast.losing_best:.0%} that the best trial is stopped, at a noise of"
         f" {forecast.noise:g}; {forecast.stopped.mean:.1f} of {forecast.searched.mean:.3g} trials"
         " end early (simulated)"
+    )
+
+
+def _risk_of(spec: "SweepSpec", forecast: "Forecast") -> str:
+    if not spec.objective.also:
+        return _risk(forecast)
+    return (
+        f"{_risk(forecast)} by {spec.objective.metric}; a trial ends early only where it is behind on"
+        " all objectives, which the forecast takes to be independent"
     )
 
 

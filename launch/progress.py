@@ -25,6 +25,7 @@ BAR_WIDTH = 40
 # Lines of a live display besides the rows of its table.
 FRAME_LINES = 12
 MIN_ROWS = 4
+MANY_TRIALS, SUM_UP_S = 50, 1.0
 
 
 def num_trials(spec: "SweepSpec") -> int | None:
@@ -79,6 +80,8 @@ class Picture:
 
     def __init__(self, spec: "SweepSpec", clock: Callable[[], float] = time.monotonic) -> None:
         self.spec = spec
+        self._plain_spec = spec.dump()
+        self._board: Leaderboard | None = None
         self.trials: dict[str, TrialRecord] = {}
         self.notes: list[str] = []
         self.idle = "waiting"
@@ -89,6 +92,7 @@ class Picture:
     def take(self, trial: TrialRecord) -> None:
         """Keep the newest state of a trial."""
         self.trials[trial.label] = trial
+        self._board = None
         if trial.outcome is not None:
             self._running_since.pop(trial.label, None)
 
@@ -141,14 +145,21 @@ class Picture:
             trials=tuple(trial for trial in self.started if trial.role != "control"),
             control=controls[0] if controls else None,
             control_repeats=tuple(controls[1:]),
-            attrs={"metric": objective.key, "mode": objective.mode, "noise": objective.noise},
+            attrs={
+                "metric": objective.key,
+                "mode": objective.mode,
+                "noise": objective.noise,
+                "spec": self._plain_spec,
+            },
         )
 
     def board(self) -> "Leaderboard":
         """The leaderboard so far."""
-        from sweeps.analysis import leaderboard
+        if self._board is None:  # drawn four times a second, while trials take their time
+            from sweeps.analysis import leaderboard
 
-        return leaderboard(self.record())
+            self._board = leaderboard(self.record())
+        return self._board
 
 
 def render(
@@ -167,6 +178,7 @@ def render(
         width=width,
         best=board.best.trial.label if board.best else None,
         control=control,
+        front=board.front,
     )
     if not rows:
         return Group(_headline(spec), Text("Starting Ray and the first trials ...", style="dim"))
@@ -174,6 +186,8 @@ def render(
     if hidden := len(picture.started) - len(rows):
         parts.append(Text(f"  and {hidden} more", style="dim"))
     parts.append(Text(best_line(board)))
+    if board.front is not None:
+        parts.append(Text(f"  * best {board.metric}, + on the front", style="dim"))
     if with_time:
         parts.append(_progress_line(picture))
         parts.append(Text(f"MLflow: {where_tracked(spec)}", style="dim"))
@@ -187,7 +201,7 @@ def where_tracked(spec: "SweepSpec") -> str:
 
 
 def best_line(board: "Leaderboard") -> str:
-    """The best trial so far, against the control."""
+    """The best trial so far, against the control; of several objectives, the front as well."""
     best = board.best
     if best is None or best.score is None:
         return f"No trial has its full-budget {board.metric} yet."
@@ -197,7 +211,12 @@ def best_line(board: "Leaderboard") -> str:
     if best.delta is not None:
         noise = ", within noise" if best.tied_with_control else ""
         line += f" ({best.delta:+.4f} to the control{noise})"
-    return f"{line}  {values(best.trial.sampled)}"
+    line += f"  {values(best.trial.sampled)}"
+    if board.front is None:
+        return line
+    from sweeps.report.wording import front_line
+
+    return f"{line}. {front_line(board.front)}"
 
 
 class Progress(Listener):
@@ -222,6 +241,7 @@ class Progress(Listener):
     ) -> None:
         self.picture = Picture(spec, clock)
         self._console = console
+        self._summed_up_at = -SUM_UP_S
         self._live = Live(get_renderable=self._render, console=console) if live else None
 
     def __enter__(self) -> "Progress":
@@ -257,11 +277,12 @@ class Progress(Listener):
     def on_rung(self, trial: TrialRecord, rung: RungResult, verdict: "Verdict") -> None:
         """Show the score."""
         self.picture.take(trial)
-        objective = self.picture.spec.objective
+        spec = self.picture.spec
+        objective = spec.objective
         scenes = "" if rung.val_share == 1 else f" on {rung.val_share:.0%} of the scenes"
         self._say(
             f"{name_of(trial)} at {rung.fraction:.0%} of the budget:"
-            f" {objective.metric} {rung.metrics[objective.key]:.4f}{scenes}"
+            f" {objective.metric} {rung.metrics[objective.key]:.4f}{_further(spec, rung)}{scenes}"
         )
 
     def on_trial_end(self, trial: TrialRecord) -> None:
@@ -269,6 +290,15 @@ class Progress(Listener):
         self.picture.take(trial)
         reason = f": {trial.reason}" if trial.reason else ""
         self._say(f"{name_of(trial)} {trial.outcome}{reason}")
+        if self._live is None:  # else the table shows the rest
+            self._sum_up()
+
+    def _sum_up(self) -> None:
+        """Say how far the sweep is; where many trials end at once, once a second."""
+        now = time.monotonic()
+        if len(self.picture.trials) > MANY_TRIALS and now - self._summed_up_at < SUM_UP_S:
+            return
+        self._summed_up_at = now
         left, total = self.picture.left, num_trials(self.picture.spec)
         self._say(
             f"{self.picture.num_ended}{f' of {total}' if total else ''} trials done"
@@ -289,7 +319,8 @@ class Progress(Listener):
         if self._live is None:
             line = f"{_clock_time(self.picture.elapsed)}  {text}"
             # Lines of a log are as long as they are.
-            self._console.print(line, markup=False, soft_wrap=True)
+            colours = None if self._console.is_terminal else False
+            self._console.print(line, markup=False, highlight=colours, soft_wrap=True)
 
 
 def _most_telling(
@@ -317,10 +348,24 @@ def _headline(spec: "SweepSpec") -> Text:
     trials = "trials" if spec.budget.trials is None else f"{spec.budget.trials} trials"
     finals = f", finals of {spec.finalists.top}" if spec.finalists else ""
     details = (
-        f"  {spec.objective.metric} of {control}{trials}, {spec.train.epochs:g} epochs each,"
+        f"  {_goals(spec)} of {control}{trials}, {spec.train.epochs:g} epochs each,"
         f" stopping {spec.stopping.rule}{finals}"
     )
     return text.append(details, style="not bold dim")
+
+
+def _further(spec: "SweepSpec", rung: RungResult) -> str:
+    """The values of the objectives after the first."""
+    from sweeps.objectives import objectives_of
+
+    further = objectives_of(spec)[1:]
+    return "".join(f", {each.name} {each.show(each.value(rung))}" for each in further)
+
+
+def _goals(spec: "SweepSpec") -> str:
+    from sweeps.objectives import objectives_of
+
+    return ", ".join(objective.name for objective in objectives_of(spec))
 
 
 def _repeated(trial: TrialRecord) -> str:

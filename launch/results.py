@@ -53,9 +53,13 @@ def print_result(console: Console, record: "SweepRecord", spec: "SweepSpec") -> 
         *([f"{len(board.running)} unfinished"] if board.running else []),
     ]
     console.print(f"{', '.join(counts)}. {wording.noise(board)}")
+    if board.front is not None:
+        console.print(f"{wording.front_rule(board.front)}")
+        console.print(wording.front_line(board.front))
     _print_finals(console, board)
     if board.best is not None and (survival := wording.survival(board)):
-        console.print(f"Best is {name_of(board.best.trial)}. {survival}")
+        by = "" if board.front is None else f" by {board.metric}"
+        console.print(f"Best{by} is {name_of(board.best.trial)}. {survival}")
     for row in board.ended:
         first = (row.trial.reason.splitlines() or [""])[0]
         console.print(f"  {name_of(row.trial)} {row.trial.outcome}: {first}", markup=False)
@@ -176,6 +180,7 @@ def export_trial(
     return (
         f"{name_of(chosen)}, {spec.objective.metric} {chosen.value:.4f}, is in"
         f" {shortest(written)}\nTrain from it with  {train_command}"
+        f"{_others_on_front(record, chosen, target)}"
     )
 
 
@@ -241,6 +246,27 @@ def _choose(record: "SweepRecord", trial: str) -> "TrialRecord":
     if by_number not in wanted:
         raise TargetError(f"There is no trial {trial!r}; there are: best, {', '.join(wanted)}.")
     return wanted[by_number]
+
+
+def _others_on_front(record: "SweepRecord", chosen: "TrialRecord", target: str) -> str:
+    """What else a user may want to export; empty where there is a single objective."""
+    from sweeps.analysis import leaderboard
+    from sweeps.report import wording
+
+    board = leaderboard(record)
+    if board.front is None:
+        return ""
+    place = board.front.place(chosen)
+    where = "on the front" if place is not None and place.on_front else "not on the front"
+    if board.best is not None and chosen.label == board.best.trial.label:
+        where = f"the best {board.metric} of the front"
+    others = [each for each in board.front.members if each.trial.label != chosen.label]
+    lines = [f"\n{name_of(chosen)} is {where}{'. Also on it:' if others else ', alone.'}"]
+    for each in others:
+        command = f"aqr-sweep export {target} --trial {each.trial.number}"
+        told = wording.values(board.front, each)
+        lines.append(f"  {name_of(each.trial)}  {told}  {command}")
+    return "\n".join(lines)
 
 
 def _refuse_drift(opened: "Opened", trial: "TrialRecord", overrides: dict[str, Any]) -> None:

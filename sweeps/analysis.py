@@ -14,12 +14,13 @@ from typing import Literal
 
 from sweeps.finalists import Standing, control_scores, standings, sweep_noise
 from sweeps.noise import Noise, pooled_noise
+from sweeps.objectives import CLASS_AP
+from sweeps.pareto import Front, Place, front_of
 from sweeps.trials import SweepRecord, TrialRecord
 
 Mode = Literal["max", "min"]
 
 _MIN_TRIALS_FOR_RANKS = 4
-_CLASS_AP = "val/ap/"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +41,7 @@ class Row:
         tied_with_best: The difference to the best finished trial is within the noise.
         reached: Share of the budget at the last rung; 0 before the first.
         reached_score: The objective at that rung, comparable within the rung only.
+        place: Where it stands by all objectives; None where there is one, and without a score.
     """
 
     trial: TrialRecord
@@ -54,6 +56,12 @@ class Row:
     tied_with_best: bool = False
     reached: float = 0.0
     reached_score: float | None = None
+    place: Place | None = None
+
+    @property
+    def is_on_front(self) -> bool:
+        """Whether it is on the front; never where there is a single objective."""
+        return self.place is not None and self.place.on_front
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +76,7 @@ class Leaderboard:
         control: The control's line, also while it runs.
         known: Points the sweep was told and did not train.
         spread: The noise of one score, and how it is known.
+        front: What several objectives say together; None where there is one.
     """
 
     metric: str
@@ -79,10 +88,11 @@ class Leaderboard:
     running: tuple[Row, ...]
     control: Row | None
     known: tuple[TrialRecord, ...]
+    front: Front | None = None
 
     @property
     def best(self) -> Row | None:
-        """The best finished trial, the control aside."""
+        """The best finished trial, the control aside; of several objectives, by the first."""
         return self.finished[0] if self.finished else None
 
     @property
@@ -114,12 +124,23 @@ def leaderboard(record: SweepRecord, noise: float | None = None) -> Leaderboard:
     finals = standings(record)
     control = _control_row(record, key, spread)
     beside = control_scores(record)
+    front = front_of(record)
     rows = [_row(t, finals.get(t.number), beside, key, spread) for t in record.searched]
+    if front is not None:
+        rows = [replace(row, place=front.place(row.trial)) for row in rows]
+        control = control and replace(control, place=front.control)
     by_outcome: dict[str | None, list[Row]] = defaultdict(list)
     for row in rows:
         by_outcome[row.trial.outcome].append(row)
     scored = [row for row in by_outcome["finished"] if row.score is not None]
-    scored.sort(key=lambda r: (not r.is_finalist, -sign * _known(r.score), r.trial.number))
+    scored.sort(
+        key=lambda r: (
+            not r.is_finalist,
+            -sign * _known(r.score),
+            front is not None and not r.is_on_front,  # equal by the first objective alone
+            r.trial.number,
+        )
+    )
     return Leaderboard(
         metric=metric_name(key),
         mode=mode,
@@ -130,6 +151,7 @@ def leaderboard(record: SweepRecord, noise: float | None = None) -> Leaderboard:
         running=tuple(by_outcome[None]),
         control=control,
         known=tuple(trial for trial in record.trials if trial.role == "known"),
+        front=front,
     )
 
 
@@ -258,9 +280,9 @@ def class_differences(trial: TrialRecord, control: TrialRecord) -> tuple[ClassDi
     """Per-class AP of two finished trials at their ends, largest gain first."""
     ours, theirs = trial.rungs[-1].metrics, control.rungs[-1].metrics
     rows = [
-        ClassDifference(name=key.removeprefix(_CLASS_AP), ap=value, control_ap=theirs[key])
+        ClassDifference(name=key.removeprefix(CLASS_AP), ap=value, control_ap=theirs[key])
         for key, value in ours.items()
-        if key.startswith(_CLASS_AP) and key in theirs
+        if key.startswith(CLASS_AP) and key in theirs
     ]
     return tuple(sorted(rows, key=lambda row: (-row.delta, row.name)))
 

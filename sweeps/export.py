@@ -13,6 +13,8 @@ from pathlib import Path
 
 from sweeps.analysis import metric_name
 from sweeps.finalists import control_scores, standings
+from sweeps.objectives import values_of
+from sweeps.pareto import front_of
 from sweeps.trials import SweepRecord, TrialRecord
 
 LINE_LENGTH = 100
@@ -135,8 +137,24 @@ def _origin(record: SweepRecord, trial: TrialRecord, metric: str) -> dict[str, o
         "score": trial.value,
         "control_score": control,
         **repeats,
+        **_objectives(record, trial),
         "metrics": dict(sorted(trial.rungs[-1].metrics.items())) if trial.rungs else {},
         "params": dict(sorted(trial.params.items())),
+    }
+
+
+def _objectives(record: SweepRecord, trial: TrialRecord) -> dict[str, object]:
+    """What several objectives say of the trial; nothing where there is one."""
+    front = front_of(record)
+    values = None if front is None else values_of(trial, front.objectives)
+    if front is None or values is None:
+        return {}
+    place = front.place(trial)
+    names = [objective.name for objective in front.objectives]
+    return {
+        "objectives": dict(zip(names, values, strict=True)),
+        "front": [each.trial.label for each in front.members],
+        "on_front": place is not None and place.on_front,
     }
 
 

@@ -114,6 +114,7 @@ def setting_of(spec: SweepSpec, *, full_hours: float, slots: int, limited: bool 
         noise_is_declared=noise is not None,
         full_hours=full_hours,
         slots=slots,
+        num_objectives=1 + len(spec.objective.also),
     )
 
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 from sweeps.parameters import SCHEDULE_SUFFIX
-from sweeps.sections import KnownPoint, ObjectiveSpec
+from sweeps.sections import CLASSES, MAX_ALSO, AlsoSpec, KnownPoint, ObjectiveSpec
 from sweeps.spec import SweepSpec
 from sweeps.spec_checks import KnobInfo
 
@@ -47,6 +47,7 @@ def spec_schema(knobs: Mapping[str, DescribedKnob]) -> dict[str, Any]:
         "additionalProperties": False,
     }
     properties["known"]["items"] = _known_point(schema["$defs"].pop(KnownPoint.__name__))
+    _restrict_also(schema["$defs"])
     properties["health"] = {
         "description": "default, off, or a list of rules (docs/health.md).",
         "anyOf": [{"enum": ["default", "off", False]}, {"type": "array"}],
@@ -105,6 +106,19 @@ def _known_point(point: dict[str, Any]) -> dict[str, Any]:
     point["anyOf"] = [{"required": [metric]} for metric in metrics]
     file = {"type": "string", "description": "A file that `aqr-sweep import` wrote."}
     return {"anyOf": [file, point]}
+
+
+def _restrict_also(definitions: dict[str, Any]) -> None:
+    """The classes of metric AP, which needs them as no other does."""
+    definitions[ObjectiveSpec.__name__]["properties"]["also"]["maxItems"] = MAX_ALSO
+    also = definitions[AlsoSpec.__name__]
+    names = {"items": {"enum": list(CLASSES)}, "minItems": 1, "uniqueItems": True}
+    also["properties"]["classes"] = {"type": ["array", "null"], **names, "default": None}
+    also |= {
+        "if": {"properties": {"metric": {"const": "AP"}}, "required": ["metric"]},
+        "then": {"properties": {"classes": {"type": "array"}}, "required": ["classes"]},
+        "else": {"properties": {"classes": {"type": "null"}}},
+    }
 
 
 def _references(names: tuple[str, ...]) -> list[dict[str, Any]]:

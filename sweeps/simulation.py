@@ -8,6 +8,8 @@ Only the scores are made up, by this model of learning curves:
   and correlates with its value at the next rung, so that the rank correlation of rung and end is
   `1 + 0.15 log2(share of the budget)`: .85 at 1/2, .7 at 1/4.
 - A score is that value plus normal noise: the spec's noise over the root of the share of scenes.
+- Several objectives are independent of each other, each with the same curves; a trial is stopped
+  where it is behind on all.
 - Trials do not learn from each other, while a real search gets better: its later trials compare
   with weaker peers, and fewer of them are stopped.
 
@@ -79,6 +81,7 @@ class Setting:
         noise_is_declared: Else `safe` waits for the control.
         full_hours: Of one training; 1 where it is not known, so that costs are in trainings.
         slots: Trials at once.
+        num_objectives: Of the spec.
     """
 
     course: Course
@@ -87,6 +90,7 @@ class Setting:
     noise_is_declared: bool
     full_hours: float
     slots: int
+    num_objectives: int = 1
 
 
 @dataclass(kw_only=True)
@@ -95,12 +99,14 @@ class _Trial:
 
     Attributes:
         scores: At all rungs, of which the first `rungs` have been seen.
+        further: The same of each objective after the first.
     """
 
     kind: Kind
     begun: float
     final: float
     scores: tuple[float, ...]
+    further: tuple[tuple[float, ...], ...] = ()
     rungs: int = 0
     end: float | None = None
     stopped: bool = False
@@ -188,7 +194,10 @@ def _begin(
     if step.next in ("wait", "end") or is_without_finalist or progress.num_searched >= MAX_TRIALS:
         return False
     final, scores = setting.curves.draw(rng)
-    sweep.trials.append(_Trial(kind=step.next, begun=now, final=final, scores=scores))
+    further = tuple(setting.curves.draw(rng)[1] for _ in range(setting.num_objectives - 1))
+    sweep.trials.append(
+        _Trial(kind=step.next, begun=now, final=final, scores=scores, further=further)
+    )
     return True
 
 
@@ -221,24 +230,31 @@ def _stops(setting: Setting, sweep: Simulated, number: int) -> bool:
     if trial.kind != "search":
         return False
     index = trial.rungs - 1
-    peers = tuple(
-        other.scores[index]
+    others = [
+        other
         for place, other in enumerate(sweep.trials)
         if other.kind == "search" and place != number and other.rungs > index
-    )
+    ]
+    peers = tuple(other.scores[index] for other in others)
     controls = [t for t in sweep.trials if t.kind == "control"]
     is_known = setting.noise_is_declared or all(t.end is not None for t in controls)
-    verdict = decide(
-        setting.rule,
-        value=trial.scores[index],
-        peers=peers,
-        noise=setting.curves.noise if is_known else None,
-        val_share=setting.curves.fidelities[index][1],
-    )
-    trial.stopped = verdict.stop
+    values = [(trial.scores[index], peers)]
+    for place, scores in enumerate(trial.further):
+        values.append((scores[index], tuple(other.further[place][index] for other in others)))
+    verdicts = [
+        decide(
+            setting.rule,
+            value=value,
+            peers=beside,
+            noise=setting.curves.noise if is_known else None,
+            val_share=setting.curves.fidelities[index][1],
+        )
+        for value, beside in values
+    ]
+    trial.stopped = all(verdict.stop for verdict in verdicts)
     sweep.judgements.append(
         Judgement(
-            trial=number, rung=index, value=trial.scores[index], peers=peers, stop=verdict.stop
+            trial=number, rung=index, value=trial.scores[index], peers=peers, stop=trial.stopped
         )
     )
-    return verdict.stop
+    return trial.stopped

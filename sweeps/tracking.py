@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from sweeps.analysis import leaderboard, metric_name
+from sweeps.objectives import objectives_in, values_of
 from sweeps.record import SweepRecord, TrialRecord, sqlite_url
 from sweeps.spec import SweepSpec
 from sweeps.spool import read_spool, spool_path
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
 DATABASE_NAME, ARTIFACTS_NAME = "mlflow.db", "mlartifacts"
-REPORT_FILES = ("spec.yaml", "report.md", "leaderboard.csv")
+REPORT_FILES = ("spec.yaml", "report.md", "leaderboard.csv", "front.html")
 MAX_METRICS, MAX_PARAMS, MAX_VALUE, MAX_TAG = 1000, 100, 6000, 5000
 ATTR = "tracking"
 
@@ -218,7 +219,9 @@ class Mirror:
             self._tag(delivery.run_id, trial_tags(trial))
             delivery = self._keep(trial.label, directory, delivery.with_sent(reached))
         if trial.outcome is not None and "final" not in delivery.sent:
-            self._post(delivery.run_id, points=final_points(trial, time_ms=delivery.time_ms))
+            points = final_points(trial, time_ms=delivery.time_ms)
+            points += _objective_points(trial, snapshot.record, time_ms=delivery.time_ms)
+            self._post(delivery.run_id, points=points)
             delivery = self._keep(trial.label, directory, delivery.with_sent("final"))
         delta = delta_point(
             trial,
@@ -251,8 +254,10 @@ class Mirror:
         """The parent run: how far the sweep is, its best trial and, at the end, its report."""
         assert self._client is not None
         delivery = self._delivery("", self._directory)
-        values, best = _progress(snapshot.record)
-        signature = f"progress:{sorted(values.items())}"
+        values, tags = _progress(snapshot.record)
+        # The front may change where no number does.
+        members = [tags["front"]] if "front" in tags else []
+        signature = ":".join(["progress", str(sorted(values.items())), *members])
         if "params" not in delivery.sent:
             self._post(delivery.run_id, params=self._sweep_params())
             delivery = self._keep("", self._directory, delivery.with_sent("params"))
@@ -261,8 +266,7 @@ class Mirror:
             now = int(time.time() * 1000)
             points = [Point(key=k, value=v, time_ms=now, step=step) for k, v in values.items()]
             self._post(delivery.run_id, points=points)
-            if best:
-                self._client.set_tag(delivery.run_id, "best_trial", best)
+            self._tag(delivery.run_id, tags)
             delivery = self._keep("", self._directory, delivery.with_sent(signature))
         if snapshot.session != "running":
             self._bring_report(delivery.run_id)
@@ -347,8 +351,19 @@ class Mirror:
         return self._directory / "trials" / label
 
 
-def _progress(record: SweepRecord) -> tuple[dict[str, float], str | None]:
-    """Metrics of the parent run, and the label of the best trial."""
+def _objective_points(trial: TrialRecord, record: SweepRecord, *, time_ms: int) -> list[Point]:
+    """Those of several objectives that are no metric of their own: a time, a mean over classes."""
+    objectives = objectives_in(record)
+    values = values_of(trial, objectives)
+    return [
+        Point(key=f"final/{each.key}", value=value, time_ms=time_ms, step=trial.rungs[-1].step)
+        for each, value in zip(objectives, values or (), strict=values is not None)
+        if f"val/{each.key}" not in each.keys
+    ]
+
+
+def _progress(record: SweepRecord) -> tuple[dict[str, float], dict[str, str]]:
+    """Metrics of the parent run, and its tags: the best trial, and the front of several goals."""
     board = leaderboard(record)
     name = board.metric.lower()
     values = {
@@ -360,8 +375,16 @@ def _progress(record: SweepRecord) -> tuple[dict[str, float], str | None]:
         values[f"control/{name}"] = board.control.score
     best = board.best
     if best is None or best.score is None:
-        return values, None
+        return values, {}
     values[f"best/{name}"] = best.score
     if best.delta is not None:
         values[f"delta/{name}_vs_control"] = best.delta
-    return values, best.trial.label
+    tags = {"best_trial": best.trial.label}
+    if board.front is not None:
+        members = board.front.members
+        values["front/size"] = float(len(members))
+        for i, objective in enumerate(board.front.objectives):
+            pick = max if objective.mode == "max" else min
+            values[f"front/{objective.key}"] = pick(place.values[i] for place in members)
+        tags["front"] = ", ".join(place.trial.label for place in members)
+    return values, tags

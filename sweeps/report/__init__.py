@@ -1,4 +1,7 @@
-"""The report of a sweep: `report.md` and `leaderboard.csv`, every number from the record."""
+"""The report of a sweep: `report.md` and `leaderboard.csv`, every number from the record.
+
+With several objectives `front.html` shows the front.
+"""
 
 import csv
 from collections.abc import Mapping, Sequence
@@ -16,14 +19,14 @@ from sweeps.analysis import (
     measured_noise,
     rung_table,
 )
-from sweeps.importance import IMPORTANCE_MIN_TRIALS, importance
+from sweeps.importance import IMPORTANCE_MIN_TRIALS, conditional_importance, importance
 from sweeps.noise import selection_gain
 from sweeps.report import wording
 from sweeps.report.wording import verdict
 from sweeps.spec import SweepSpec
-from sweeps.trials import ParamValue, SweepRecord, TrialRecord
+from sweeps.trials import SweepRecord, TrialRecord
 
-REPORT_NAME, TABLE_NAME = "report.md", "leaderboard.csv"
+REPORT_NAME, TABLE_NAME, FRONT_NAME = "report.md", "leaderboard.csv", "front.html"
 
 
 def write_report(
@@ -49,6 +52,10 @@ def write_report(
     directory.mkdir(parents=True, exist_ok=True)
     board = leaderboard(record)
     _write_table(board, directory / TABLE_NAME)
+    if board.front is not None:
+        from sweeps.report.front import write_front  # plotly takes its time to load
+
+        write_front(record, board.front, directory / FRONT_NAME)
     path = directory / REPORT_NAME
     text = render_report(record, spec=spec, commit=commit, commands=commands)
     path.write_text(text, encoding="utf-8")
@@ -86,9 +93,12 @@ def render_report(
         rungs=rung_table(record),
         costs=costs(record),
         importance=importance(record, axes),
+        within=conditional_importance(record, axes),
         importance_min_trials=IMPORTANCE_MIN_TRIALS,
         num_told=sum(trial.told is not None for trial in record.searched),
         classes=classes,
+        front_rule="" if board.front is None else wording.front_rule(board.front),
+        front_line="" if board.front is None else wording.front_line(board.front),
         commit=commit,
         commands=commands,
     )
@@ -118,8 +128,9 @@ def _environment() -> Environment:
     environment.filters.update(
         score=_score,
         signed=_signed,
-        params=_params,
+        params=wording.params_line,
         cell=_cell,
+        short_label=wording.short_label,
         verdict=verdict,
         standing=wording.standing,
         expected=wording.expected,
@@ -144,14 +155,6 @@ def _signed(value: float | None) -> str:
     return "" if value is None else f"{value:+.4f}"
 
 
-def _params(params: Mapping[str, ParamValue]) -> str:
-    return ", ".join(f"{name}={_short(params[name])}" for name in sorted(params))
-
-
-def _short(value: ParamValue) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
 def _cell(text: str) -> str:
     """Text that cannot break a Markdown table."""
     return " ".join(text.replace("|", "\\|").split())
@@ -162,12 +165,22 @@ def _write_table(board: Leaderboard, path: Path) -> None:
     rows = [*board.finished, *board.stopped, *board.ended, *board.running]
     lines = [*([board.control] if board.control else []), *rows]
     names = sorted({name for row in lines for name in row.trial.params})
+    further = [] if board.front is None else [o.key for o in board.front.objectives[1:]]
+    columns = [*further, "front", "beaten_by"] if further else []
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow([*_COLUMNS, *names])
+        writer.writerow([*_COLUMNS, *columns, *names])
         for row in lines:
             params = [row.trial.params.get(name, "") for name in names]
-            writer.writerow([*_cells(row), *params])
+            writer.writerow([*_cells(row), *_front_cells(row, len(columns)), *params])
+
+
+def _front_cells(row: Row, count: int) -> list[object]:
+    """The further objectives of a row, where it stands by all, and what beats it."""
+    if row.place is None:
+        return [""] * count
+    standing = "" if row.trial.role == "control" else row.place.standing
+    return [*row.place.values[1:], standing, row.place.beaten_by or ""]
 
 
 _COLUMNS = (

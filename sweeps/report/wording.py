@@ -5,7 +5,13 @@ from typing import Any
 
 from sweeps.analysis import Leaderboard, Row
 from sweeps.forecast import Comparison, Span, compare, read_forecast
-from sweeps.trials import SweepRecord
+from sweeps.noise import Noise
+from sweeps.objectives import Objective
+from sweeps.pareto import Front, Place
+from sweeps.trials import ParamValue, SweepRecord
+
+# Members of a front that a sentence names; a table has them all.
+MAX_TOLD = 5
 
 
 def verdict(row: Row) -> str:
@@ -78,3 +84,73 @@ def expected(span: Span | None) -> str:
     if span.low == span.high:
         return f"{span.mean:.3g}"
     return f"{span.mean:.3g} ({span.low:.3g} to {span.high:.3g})"
+
+
+def front_line(front: Front) -> str:
+    """The trials on the front with their values, the best by the first objective first."""
+    names = ", ".join(objective.name for objective in front.objectives)
+    members = front.members
+    if not members:
+        return f"No trial has its full-budget {names} yet."
+    told = [
+        f"{short_label(place.trial.label)} ({', '.join(_shown(front, place))})"
+        for place in members[:MAX_TOLD]
+    ]
+    more = f" and {len(members) - MAX_TOLD} more" if len(members) > MAX_TOLD else ""
+    return f"Front of {len(members)} by {names}: {', '.join(told)}{more}."
+
+
+def values(front: Front, place: Place) -> str:
+    """The values of a place: `NDS 0.4310, time 93.2 s`."""
+    pairs = zip(front.objectives, _shown(front, place), strict=True)
+    return ", ".join(f"{objective.name} {shown}" for objective, shown in pairs)
+
+
+def _shown(front: Front, place: Place) -> list[str]:
+    pairs = zip(front.objectives, place.values, strict=True)
+    return [objective.show(value) for objective, value in pairs]
+
+
+def front_rule(front: Front) -> str:
+    """What the front is, and what it owes to noise."""
+    names = ", ".join(f"{each.name} ({each.mode})" for each in front.objectives)
+    text = (
+        f"The front by {names}: no other trial is as good on all of them and better on one. One"
+        " trial beats another if it is better by more than the noise explains on one objective and"
+        " worse by more than that on none: 'front by noise' is beaten so by the trial named,"
+        " 'ties with front' stands beside the front and is not."
+    )
+    if any(place.is_repeated for place in front.places):
+        text += (
+            " Finalists stand by their means over new seeds; a trial that was not repeated pushes"
+            " none of them from the front."
+        )
+    return f"{text} {front_limits(front)}"
+
+
+def front_limits(front: Front) -> str:
+    """Up to which differences values tie."""
+    told = [_limit(o, n) for o, n in zip(front.objectives, front.noises, strict=True)]
+    return f"Differences of two single values that count as ties: {'; '.join(told)}."
+
+
+def _limit(objective: Objective, noise: Noise) -> str:
+    if noise.deviation == 0.0:
+        why = "" if noise.source == "declared" else " (its noise is neither declared nor measured)"
+        return f"{objective.name} none{why}"
+    return f"{objective.name} {objective.show(noise.threshold())} (noise {noise.source})"
+
+
+def short_label(label: str) -> str:
+    """A trial's name without its hash: `t007`, `control`."""
+    return label.rsplit("-", 1)[0]
+
+
+def params_line(params: Mapping[str, ParamValue]) -> str:
+    """Parameters by name: `amplification=1.2, residual_weight=0.4`."""
+    return ", ".join(f"{name}={short_value(params[name])}" for name in sorted(params))
+
+
+def short_value(value: ParamValue) -> str:
+    """A parameter's value, its first digits."""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -43,6 +43,16 @@ def test_the_curves_are_those_of_the_model():
         assert measured == pytest.approx(expected, abs=0.03)
 
 
+def test_with_several_objectives_only_what_is_behind_on_all_is_stopped():
+    stopped = []
+    for number in (1, 2, 3):
+        chosen = setting(num_objectives=number, rule="fast")
+        runs = [simulate(chosen, np.random.default_rng(seed)) for seed in range(100)]
+        stopped.append(sum(judged.stop for run in runs for judged in run.judgements))
+    one, two, three = stopped
+    assert one > 1.5 * two > 1.5**2 * three > 0
+
+
 def test_fewer_scenes_make_scores_noisier():
     curves = Curves(fidelities=((0.5, 0.25), (1.0, 1.0)), spread=0.0, noise=0.01)
     rng = np.random.default_rng(0)

@@ -57,6 +57,23 @@ def test_mistakes_are_seen(old: str, new: str, where: str) -> None:
     assert [line.split(": ")[0] for line in found][:1] == [where], found
 
 
+@pytest.mark.parametrize(
+    ("also", "where"),
+    [
+        ("[{metric: time}, {metric: AP, classes: [car, bus], mode: max, noise: 0.1}]", None),
+        ("[{metric: AP}]", "objective.also.0"),
+        ("[{metric: AP, classes: [pedestrain]}]", "objective.also.0.classes.0"),
+        ("[{metric: AP, classes: []}]", "objective.also.0.classes"),
+        ("[{metric: mAP, classes: [car]}]", "objective.also.0.classes"),
+        ("[{metric: latency}]", "objective.also.0.metric"),
+        ("[{metric: time}, {metric: mAP}, {metric: mATE}, {metric: mASE}]", "objective.also"),
+    ],
+)
+def test_several_objectives_are_checked(also: str, where: str | None) -> None:
+    found = mistakes(WHOLE.replace("noise: 0.002}", f"noise: 0.002, also: {also}}}"))
+    assert [line.split(": ")[0] for line in found][:1] == ([where] if where else []), found
+
+
 def test_every_knob_is_described_with_range_and_unit() -> None:
     described: dict[str, Any] = SCHEMA["properties"]["space"]["properties"]
     assert described.keys() == KNOBS.keys() - {"seed"}
