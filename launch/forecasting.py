@@ -2,7 +2,7 @@
 
 import os
 import pickle
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -77,6 +77,44 @@ def expect(
         speed=speed,
         slots=slots,
         excess=None if hours is None else excess(spec, full_hours=hours, slots=slots or 1),
+    )
+
+
+def foresee(
+    opened: "Opened", nodes: "Sequence[Mapping[str, float]]"
+) -> tuple[Expectation | None, str]:
+    """What a sweep will take on a cluster that is asked from elsewhere.
+
+    Relative paths lead from the current directory, which the cluster may or may not share.
+
+    Args:
+        opened: The checked spec.
+        nodes: What each node of the cluster has.
+
+    Returns:
+        expectation: None where nothing of it can be told from here.
+        reason: Why not.
+    """
+    from sweeps.placing import misfit, num_trials_fitting
+
+    spec = opened.spec
+    num_samples = count_samples(opened)
+    speed = measured_speed(spec) or given_speed(opened, num_samples)
+    if (reason := misfit(spec.resources, nodes)) is not None:
+        return None, reason  # nodes may come when they are asked for
+    if speed is None:
+        return None, _no_speed(spec)
+    fitting, wish = num_trials_fitting(spec.resources, nodes), spec.resources.concurrent
+    slots = fitting if wish is None else min(wish, fitting)
+    return expect(opened, speed, num_samples, slots=slots), ""
+
+
+def _no_speed(spec: "SweepSpec") -> str:
+    if spec.train.seconds_per_iter is None:
+        return "no training like it has been measured here, and train.seconds_per_iter is not given"
+    return (
+        "the iterations of an epoch cannot be counted here, since the training data are elsewhere"
+        " or the dataset repeats or filters them"
     )
 
 
@@ -169,13 +207,16 @@ def measured_speed(spec: "SweepSpec") -> Speed | None:
 
 
 def steps_per_epoch(opened: "Opened", num_samples: int | None) -> int | None:
-    """Optimizer steps of an epoch, as the trainer counts them."""
+    """Optimizer steps of an epoch, as the trainer counts them (`aqr_model.plan`)."""
     from launch.training import resolve
 
-    data = resolve(opened.training.base, opened.training.overrides).get("data")
+    config = resolve(opened.training.base, opened.training.overrides)
+    data = config.get("data")
     if num_samples is None or data is None:
         return None
-    return num_samples // (data["samples_per_gpu"] * max(1, int(opened.spec.resources.gpus)))
+    batches = (config.get("optimizer_config") or {}).get("cumulative_iters", 1)
+    processes = max(1, int(opened.spec.resources.gpus))
+    return num_samples // (data["samples_per_gpu"] * batches * processes)
 
 
 def count_samples(opened: "Opened") -> int | None:
@@ -194,9 +235,10 @@ def count_samples(opened: "Opened") -> int | None:
 
 def _finished_seconds(spec: "SweepSpec") -> Iterator[float]:
     from sweeps.record import read_sweep
+    from sweeps.storage import StorageError
 
     try:
         record: SweepRecord = read_sweep(spec.storage_url, spec.name)
-    except (FileNotFoundError, KeyError):
-        return
+    except (FileNotFoundError, KeyError, StorageError):
+        return  # it cannot be asked now
     yield from (trial.seconds for trial in record.started if trial.outcome == "finished")

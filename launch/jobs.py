@@ -35,6 +35,8 @@ EXCLUDES = (
 CONNECT_TIMEOUT_S = 5.0
 AGENT_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 30.0
+STATE_TIMEOUT_S = 30
+MAX_NODES = 10_000
 POLL_S = 0.5
 DEFAULT_PORT = 8265
 ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
@@ -152,6 +154,16 @@ def submit(client: "JobSubmissionClient", request: JobRequest) -> str:
                 f" {others[-1].submission_id}: follow it with `aqr-sweep status`, or stop it first."
             )
         return _send(client, request)
+
+
+def nodes_of(client: "JobSubmissionClient") -> list[dict[str, float]]:
+    """What each node of the cluster has, in use or not."""
+    from ray.util.state import list_nodes
+
+    address = client.get_address()
+    with _translated(address):
+        nodes: list[Any] = list_nodes(address=address, limit=MAX_NODES, timeout=STATE_TIMEOUT_S)
+    return [dict(node.resources_total) for node in nodes if node.state == "ALIVE"]
 
 
 def list_sweep_jobs(client: "JobSubmissionClient") -> list["JobDetails"]:

@@ -56,6 +56,7 @@ def open_spec(path: Path, workplace: Workplace, *, check_files: bool = True) -> 
     """
     from aqr_model.knobs import KNOBS
     from launch.checks import missing, read_base, with_more
+    from launch.overrides import given_overrides, keys_of, unknown_overrides
     from launch.training import build_training, has_key
     from sweeps.section import Found, SpecError
     from sweeps.spec import parse_spec, peek_config
@@ -75,6 +76,8 @@ def open_spec(path: Path, workplace: Workplace, *, check_files: bool = True) -> 
         base, problem = read_base(config)
         problems += [(("train", "config"), problem)] if problem else []
     text = source.read_text(encoding="utf-8")
+    if base is not None:
+        problems += unknown_overrides(given_overrides(text, str(shown)), base)
     workplace.enter()
     try:
         spec = parse_spec(
@@ -83,6 +86,7 @@ def open_spec(path: Path, workplace: Workplace, *, check_files: bool = True) -> 
             knobs=KNOBS,
             # Without the config, what looks like one of its keys may be one.
             has_key=lambda key: "." in key if base is None else has_key(base, key),
+            config_keys=() if base is None else keys_of(base),
         )
     except SpecError as error:
         raise with_more(error, text, str(shown), problems) from None

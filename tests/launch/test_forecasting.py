@@ -104,6 +104,96 @@ def test_a_budget_of_hours_alone_needs_room_for_the_control_a_trial_and_the_fina
     assert call("run", "demo.yaml").exit_code == 2
 
 
+@pytest.mark.parametrize(
+    ("accumulated", "gpus", "iterations"), [(None, 0, 100), (4, 0, 24), (4, 3, 8), (None, 5, 20)]
+)
+def test_an_iteration_is_a_step_of_the_optimizer(folder, accumulated, gpus, iterations):
+    """As `aqr_model.plan.make_plan` counts them, for 100 samples in 2 epochs."""
+    from mmcv import Config
+
+    from aqr_model.plan import make_plan
+
+    extra = (
+        "" if accumulated is None else f"optimizer_config = dict(cumulative_iters={accumulated})"
+    )
+    (folder / "base.py").write_text(CONFIG + extra)
+    resources = f"resources: {{cpus: {max(1, gpus)}, gpus: {gpus}, concurrent: 1}}"
+    (folder / "demo.yaml").write_text(
+        SPEC.replace("resources: {cpus: 1, concurrent: 1}", resources)
+    )
+    cfg = Config({"data": {"samples_per_gpu": 2}, "total_epochs": 2, "evaluation": {"rungs": [1]}})
+    plan = make_plan(cfg, 100, num_parts=(accumulated or 1) * max(1, gpus))
+    assert plan.total_steps == iterations
+    assert f"2 a trial, {iterations} iterations" in words(call("plan", "demo.yaml").output)
+
+
+class Cluster:
+    """A cluster that tells its nodes and takes jobs."""
+
+    def __init__(self, monkeypatch, *nodes):
+        from launch import jobs
+
+        self.sent = []
+        monkeypatch.setattr(jobs, "connect", lambda address: self)
+        monkeypatch.setattr(jobs, "nodes_of", lambda client: list(nodes))
+        monkeypatch.setattr(jobs, "submit", lambda client, request: self.take(request))
+
+    def take(self, request):
+        self.sent.append(request)
+        return request.submission_id
+
+
+def test_a_submitted_sweep_is_forecast_before_it_is_sent(folder, monkeypatch):
+    cluster = Cluster(monkeypatch, {"CPU": 2.0}, {"CPU": 1.0})
+    (folder / "demo.yaml").write_text(SPEC.replace("cpus: 1, concurrent: 1", "cpus: 1"))
+    shown = call("submit", "demo.yaml", "--no-follow")
+    assert shown.exit_code == 0, shown.output
+    said = "Expected: about 11 full trainings, 4 hours, with 3 at once on the cluster as it is."
+    assert said in words(shown.output)
+    assert len(cluster.sent) == 1
+
+
+def test_a_submitted_sweep_over_its_budget_is_not_sent(folder, monkeypatch):
+    cluster = Cluster(monkeypatch, {"CPU": 8.0})
+    (folder / "demo.yaml").write_text(SPEC.replace("hours: 20", "hours: 9"))
+    refused = call("submit", "demo.yaml", "--no-follow")
+    assert refused.exit_code == 2
+    assert "Nothing was started: 6 searched trials" in words(refused.stderr)
+    assert not cluster.sent
+    # What runs already is bound by the budget of its start.
+    assert call("submit", "demo.yaml", "--no-follow", "--resume").exit_code == 0
+    assert len(cluster.sent) == 1
+
+
+@pytest.mark.parametrize(
+    ("missing", "said"),
+    [
+        ("data", "the iterations of an epoch cannot be counted here"),
+        ("time", "no training like it has been measured here"),
+        ("node", "a node of the cluster must hold one trial, 1 CPU, but none of its 1 does"),
+    ],
+)
+def test_what_cannot_be_told_from_here_is_left_to_the_job(folder, monkeypatch, missing, said):
+    cluster = Cluster(monkeypatch, {"CPU": 0.0 if missing == "node" else 8.0})
+    if missing == "data":
+        (folder / "data" / "train.pkl").unlink()
+    if missing == "time":
+        (folder / "demo.yaml").write_text(SPEC.replace(", seconds_per_iter: 36", ""))
+    shown = call("submit", "demo.yaml", "--no-follow")
+    assert shown.exit_code == 0, shown.output
+    text = words(shown.output)
+    assert f"What this will take cannot be told from here, but by the job: {said}" in text
+    assert len(cluster.sent) == 1
+
+
+def test_the_data_are_looked_for_where_the_job_will_look(folder, tmp_path_factory, monkeypatch):
+    Cluster(monkeypatch, {"CPU": 1.0})
+    shared = tmp_path_factory.mktemp("shared")
+    (folder / "data").rename(shared / "data")
+    shown = call("submit", "demo.yaml", "--no-follow", "--root", str(shared))
+    assert "Expected: about 11 full trainings" in words(shown.output)
+
+
 def test_a_measured_time_wins_over_a_given_one(folder):
     directory = folder / "runs" / "earlier"
     directory.mkdir(parents=True)
@@ -131,6 +221,14 @@ def test_a_measured_time_wins_over_a_given_one(folder):
     ledger.close()
     text = words(call("plan", "demo.yaml").output)
     assert "about 5:30 h; 30:00 min a training: the mean of 1 in runs/earlier" in text
+
+
+def test_a_sweep_beside_it_whose_server_is_away_tells_nothing(folder):
+    directory = folder / "runs" / "earlier"
+    directory.mkdir(parents=True)
+    away = "storage: {study: 'postgresql://me@127.0.0.1:1/sweeps'}\n"
+    (directory / "spec.yaml").write_text(SPEC.replace("name: demo", "name: earlier") + away)
+    assert "by train.seconds_per_iter" in words(call("plan", "demo.yaml").output)
 
 
 @pytest.mark.parametrize(
