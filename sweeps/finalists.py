@@ -39,12 +39,34 @@ def new_seeds(seed: int, count: int) -> tuple[int, ...]:
     return tuple((seed + i) % MAX_SEED for i in range(1, count + 1))
 
 
-def best_trials(trials: Sequence[TrialRecord], top: int, mode: Mode) -> tuple[TrialRecord, ...]:
-    """The searched trials with the best full-budget values, best first; equal ones by number."""
+def best_trials(
+    trials: Sequence[TrialRecord],
+    top: int,
+    mode: Mode,
+    expected: Mapping[int, float] | None = None,
+) -> tuple[TrialRecord, ...]:
+    """The searched trials with the best full-budget values, best first; equal ones by number.
+
+    Args:
+        trials: All of the sweep.
+        top: How many.
+        mode: Whether more is better.
+        expected: What counts in place of a trial's one score, by number: the score that the
+            sampler's model expects it to show again.
+
+    What is expected may move with the control's repeats, so a trial whose own repeats have begun
+    stays among the best.
+    """
     sign = -1.0 if mode == "max" else 1.0
+    begun = {t.repeats for t in trials if t.role == "finalist"} if expected else set()
     finished = [t for t in trials if t.role == "search" and t.value is not None]
-    finished.sort(key=lambda trial: (sign * (trial.value or 0.0), trial.number))
-    return tuple(finished[:top])
+
+    def place(trial: TrialRecord) -> tuple[bool, float, int]:
+        assert trial.value is not None, "it is finished"
+        value = trial.value if expected is None else expected[trial.number]
+        return trial.number not in begun, sign * value, trial.number
+
+    return tuple(sorted(finished, key=place)[:top])
 
 
 def planned_repeats(

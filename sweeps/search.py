@@ -13,6 +13,7 @@ from typing import Any
 
 from ray.tune.search import Searcher
 
+from sweeps.belief import expected_scores
 from sweeps.budget import Progress, Step, course_of, next_step
 from sweeps.finalists import (
     Repeat,
@@ -23,11 +24,15 @@ from sweeps.finalists import (
     repeats_left,
 )
 from sweeps.listeners import Audience
+from sweeps.objectives import missing_keys, objectives_of, values_at
+from sweeps.pareto import best_of_front, decide_on_all, noise_to_stop_by
+from sweeps.pareto_proposing import ParetoProposer
 from sweeps.proposing import Proposer
 from sweeps.record import Ledger
 from sweeps.spec import SweepSpec, config_hash
 from sweeps.stopping import Verdict, decide, impute
-from sweeps.trial import TASK_KEY, Ending, Task, find_rung, flags_of, from_result
+from sweeps.task import TASK_KEY, Ending, Task, flags_of, from_result
+from sweeps.trial import find_rung
 from sweeps.trials import ParamValue, Role, RungResult, TrialRecord
 
 CONTROL_PARAMS: Mapping[str, ParamValue] = {"enable_aqr": False}
@@ -76,13 +81,20 @@ class StudySearcher(Searcher):
         self._num_slots = num_slots
         self.failure: Exception | None = None
         self._space = spec.build_space()
+        self._objectives = objectives_of(spec)
         self._fidelities = spec.stopping.fidelities
         self._add_known()
         self._settle_full()
         self._waiting = [t.label for t in ledger.trials.values() if t.state == "running"]
         # The control stands first: everything is compared with it.
         self._waiting.sort(key=lambda label: ledger.trials[label].role != "control")
-        self._proposer = Proposer(spec, self._space, self._of("search", "known"))
+        so_far = self._of("search", "known")
+        self._proposer = (
+            ParetoProposer(spec, self._space, so_far)
+            if spec.objective.also
+            else Proposer(spec, self._space, so_far, self._of("control"))
+        )
+        self._expectation: tuple[frozenset[str], Mapping[int, float]] | None = None
         self._running: dict[str, _Running] = {}
         self._course = course_of(spec)
         attrs = ledger.read().attrs
@@ -115,6 +127,15 @@ class StudySearcher(Searcher):
             self._end(running, self._ending(running, result, error))
             self.save_spent()
 
+    def best_so_far(self, top: int) -> tuple[TrialRecord, ...]:
+        """The finished trials that are the first to be repeated, the best first.
+
+        By the scores that the sampler's model expects of them, where it has one.
+        """
+        trials = list(self._ledger.trials.values())
+        expected = self._expected() if self._spec.search.sampler == "gp" else None
+        return best_trials(trials, top, self._spec.objective.mode, expected)
+
     def note_start(self, trial_id: str) -> None:
         """Count a trial's time from when it has its place; until then it waits for one."""
         self._running[trial_id].since = time.monotonic()
@@ -127,6 +148,11 @@ class StudySearcher(Searcher):
             self._saved_at = time.monotonic()
             spent = {"hours": self._hours(), "trial_hours": self._all_trial_hours()}
             self._ledger.set_attr(SPENT, spent)
+
+    def catch_up(self) -> None:
+        """See that all that was written is on the disk."""
+        with self._remembering():
+            self._ledger.catch_up()
 
     def note_death(self, trial_id: str, reason: str) -> None:
         """Remember why a trial's process died."""
@@ -184,9 +210,14 @@ class StudySearcher(Searcher):
             reason = f"rung {index + 1} came before rung {len(trial.rungs) + 1}"
             running.fault = f"a trial must report every rung in order, but {reason}"
             return Verdict(stop=True, reason=running.fault)
+        if missing := missing_keys(rung, self._objectives):
+            running.fault = f"a trial must report {', '.join(missing)} at every rung, but did not"
+            return Verdict(stop=True, reason=running.fault)
         if index == len(trial.rungs):
             objective = rung.metrics[self._spec.objective.key]
             trial = self._ledger.append_rung(trial.label, rung, objective=objective)
+            if trial.role == "search" and isinstance(self._proposer, Proposer):
+                self._proposer.observe(trial)
         # A rung that came again after a resume keeps its first score, which has been acted upon.
         verdict = self._decide(trial, index)
         running.verdict = verdict
@@ -255,12 +286,25 @@ class StudySearcher(Searcher):
         finals = self._spec.finalists
         assert finals is not None, "the course has no finals without them"
         trials = list(self._ledger.trials.values())
+        if self._spec.objective.also:
+            best = best_of_front(trials, finals.top, self._objectives)
+        else:
+            best = self.best_so_far(finals.top)
         planned = planned_repeats(
-            best_trials(trials, finals.top, self._spec.objective.mode),
+            best,
             new_seeds(self._spec.seed, finals.seeds),
             with_control=self._spec.control_seeds > 0,
         )
         return repeats_left(planned, trials)
+
+    def _expected(self) -> Mapping[int, float]:
+        """What the model expects of each finished trial; it is fitted anew when one has ended."""
+        trials = self._of("search", "known")
+        ended = frozenset(trial.label for trial in trials if trial.outcome is not None)
+        if self._expectation is None or self._expectation[0] != ended:
+            expected = expected_scores(self._spec, self._space, trials, self._of("control"))
+            self._expectation = (ended, expected)
+        return self._expectation[1]
 
     def _enter_repeat(self, repeat: Repeat) -> str:
         if repeat.of is None:
@@ -322,19 +366,36 @@ class StudySearcher(Searcher):
         if index == len(self._fidelities) - 1:
             return Verdict(stop=False, reason="the full budget is spent")
         peers = [
-            self._score(peer.rungs[index])
+            peer.rungs[index]
             for peer in self._of("search")
             if peer.label != trial.label and len(peer.rungs) > index
         ]
+        if self._spec.objective.also:
+            return self._decide_on_all(trial.rungs[index], peers, index)
         return decide(
             self._spec.stopping.rule,
             value=self._score(trial.rungs[index]),
-            peers=peers,
-            noise=noise_for_stopping(
-                self._spec.objective.noise, self._of("control"), self._course.num_controls
-            ),
+            peers=[self._score(peer) for peer in peers],
+            noise=self._noise(),
             val_share=self._fidelities[index][1],
             mode=self._spec.objective.mode,
+        )
+
+    def _decide_on_all(self, rung: RungResult, peers: list[RungResult], index: int) -> Verdict:
+        controls, planned = self._of("control"), self._course.num_controls
+        further = [noise_to_stop_by(each, controls, planned) for each in self._objectives[1:]]
+        return decide_on_all(
+            self._spec.stopping.rule,
+            self._objectives,
+            values=values_at(rung, self._objectives),
+            peers=[values_at(peer, self._objectives) for peer in peers],
+            noises=[self._noise(), *further],
+            val_share=self._fidelities[index][1],
+        )
+
+    def _noise(self) -> float | None:
+        return noise_for_stopping(
+            self._spec.objective.noise, self._of("control"), self._course.num_controls
         )
 
     def _ending(self, running: _Running, result: Mapping[str, Any] | None, error: bool) -> Ending:
@@ -362,6 +423,8 @@ class StudySearcher(Searcher):
         trial = self._finish(self._ledger.trials[running.label], ending)
         if trial.role == "search":
             self._proposer.learn(trial)
+        elif trial.role == "control" and isinstance(self._proposer, Proposer):
+            self._proposer.observe(trial)
         self._audience.tell(lambda listener: listener.on_trial_end(trial))
 
     def _finish(self, trial: TrialRecord, ending: Ending) -> TrialRecord:

@@ -6,13 +6,31 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from sweeps.section import Section, got
+from sweeps.database_url import wrong_url
+from sweeps.section import Section, got, unknown
 
 # Seeds of the control where it has to give the noise and the spec does not say how many.
 NOISE_SEEDS = 3
 
 Sampler = Literal["gp", "tpe", "random", "grid", "cmaes"]
 Metric = Literal["NDS", "mAP", "mATE", "mASE", "mAOE", "mAVE", "mAAE"]
+AlsoMetric = Literal["NDS", "mAP", "mATE", "mASE", "mAOE", "mAVE", "mAAE", "AP", "time"]
+Mode = Literal["max", "min"]
+# With more objectives than these nearly every trial is on the front.
+MAX_ALSO = 3
+# The classes of nuScenes' detection task.
+CLASSES = (
+    "car",
+    "truck",
+    "bus",
+    "trailer",
+    "construction_vehicle",
+    "pedestrian",
+    "motorcycle",
+    "bicycle",
+    "traffic_cone",
+    "barrier",
+)
 
 
 class TrainSpec(Section):
@@ -32,18 +50,63 @@ class TrainSpec(Section):
         return self.model_dump(mode="json", exclude={"seconds_per_iter"})
 
 
-class ObjectiveSpec(Section):
-    """What is optimised, and the spread it shows between seeds; null: the control measures it."""
+class AlsoSpec(Section):
+    """One more objective: a metric, the mean AP of some classes, or the training time.
 
-    metric: Metric = "NDS"
-    mode: Literal["max", "min"] = "max"
+    `mode` may be left out, since a metric has but one right one. Noise: the spread between seeds;
+    null: the control measures it.
+    """
+
+    metric: AlsoMetric
+    classes: tuple[str, ...] | None = Field(default=None, strict=False)
+    mode: Mode | None = None
     noise: float | None = Field(default=None, ge=0)
 
     def rules(self) -> Iterator[tuple[str, str]]:
+        """AP is of classes, and each objective has its right mode."""
+        if self.mode not in (None, self.right_mode):
+            yield "mode", f"must be {self.right_mode!r} for {self.metric}, {got(self.mode)}"
+        if self.metric != "AP":
+            if self.classes is not None:
+                yield "classes", f"must not be given with {self.metric}: it is for metric AP"
+            return
+        names = list(self.classes or ())
+        if not names:
+            message = "must be given with metric AP: the classes whose mean it is"
+            yield "classes", message if self.classes is None else f"{message}, {got(names)}"
+        for name in dict.fromkeys(names):
+            if name not in CLASSES:
+                yield "classes", unknown("class", name, CLASSES)
+            elif names.count(name) > 1:
+                yield "classes", f"must name each class once, {got(name)} {names.count(name)} times"
+
+    @property
+    def right_mode(self) -> Mode:
+        """Scores are maximised, errors and the training time minimised."""
+        return _right_mode(self.metric)
+
+
+class ObjectiveSpec(Section):
+    """What is optimised, and the spread it shows between seeds; null: the control measures it.
+
+    With `also` there are several objectives, of which `metric` is the first.
+    """
+
+    metric: Metric = "NDS"
+    mode: Mode = "max"
+    noise: float | None = Field(default=None, ge=0)
+    also: tuple[AlsoSpec, ...] = ()
+
+    def rules(self) -> Iterator[tuple[str, str]]:
         """Errors are minimised, scores maximised."""
-        right = "max" if self.metric in ("NDS", "mAP") else "min"
+        right = _right_mode(self.metric)
         if self.mode != right:
             yield "mode", f"must be {right!r} for {self.metric}, {got(self.mode)}"
+        if len(self.also) > MAX_ALSO:
+            yield (
+                "also",
+                f"must be no more than {MAX_ALSO} objectives, {got(len(self.also))} of them",
+            )
 
     @property
     def key(self) -> str:
@@ -51,18 +114,46 @@ class ObjectiveSpec(Section):
         return f"val/{self.metric.lower()}"
 
 
+def _right_mode(metric: str) -> Mode:
+    return "max" if metric in ("NDS", "mAP", "AP") else "min"
+
+
 class KnownPoint(Section):
     """A point evaluated outside this sweep: its parameters, its score and how it was trained.
 
     Only a point that `import` wrote has a source; it holds every parameter of its run, of which
-    those of the space count.
+    those of the space count. `fidelity` is the share of this sweep's training that it had,
+    `control` the score of its own code with AQR off after the same training.
     """
 
     params: dict[str, float | int | bool | str]
     value: float
     epochs: float | None = Field(default=None, gt=0, strict=False)
+    fidelity: float | None = Field(default=None, gt=0, strict=False)
+    code: Literal["same", "other"] | None = None
+    control: float | None = None
     semantics: Literal["right", "legacy"] | None = None
     source: str | None = None
+
+    def rules(self) -> Iterator[tuple[str, str]]:
+        """The length of its training is said once."""
+        if self.epochs is not None and self.fidelity is not None:
+            yield "fidelity", f"must not be given with epochs ({self.epochs:g}), which says it"
+
+    @property
+    def provenance(self) -> Literal["same", "other"]:
+        """Whose code trained it: this one is named, or known by the meaning of its maps."""
+        return self.code or ("same" if self.semantics == "right" else "other")
+
+    def share_of(self, epochs: float) -> float:
+        """How long it was trained, as a share of so many epochs; 1 if nothing says it."""
+        if self.epochs is not None:
+            return self.epochs / epochs
+        return 1.0 if self.fidelity is None else self.fidelity
+
+    def is_foreign(self, epochs: float) -> bool:
+        """Whether other code trained it, or this one not for so many epochs."""
+        return self.provenance == "other" or self.share_of(epochs) != 1.0
 
 
 class SearchSpec(Section):
@@ -141,12 +232,14 @@ class ResourcesSpec(Section):
 
     With several GPUs a trial has one process for each, and the CPUs are shared out between them. A
     trial that loses a process is tried again from its newest checkpoint, at most `retries` times.
+    One that reports nothing for `silence_minutes` hangs, and loses its process (null: never).
     """
 
     gpus: int = Field(default=0, ge=0)
     cpus: int = Field(default=1, ge=1)
     concurrent: int | None = Field(default=None, ge=1)
     retries: int = Field(default=2, ge=0)
+    silence_minutes: float | None = Field(default=60.0, gt=0, strict=False)
 
     def rules(self) -> Iterator[tuple[str, str]]:
         """Each process has the same number of CPUs."""
@@ -168,4 +261,9 @@ class StorageSpec(Section):
     """Where sweeps lie; `study` is a database URL, null: a SQLite file in the sweep's directory."""
 
     path: str = "runs"
-    study: str | None = None
+    study: str | None = Field(default=None, repr=False)  # it may hold a password
+
+    def rules(self) -> Iterator[tuple[str, str]]:
+        """A database that can be reached from here."""
+        if self.study is not None and (wrong := wrong_url(self.study)):
+            yield "study", wrong

@@ -14,11 +14,9 @@ from typing import Any, get_args
 from pydantic import Field
 from ruamel.yaml import YAML
 
-from sweeps.expressions import parse
-from sweeps.parameters import PART_KEYS
+from sweeps.database_url import has_password, is_masked, shown_url
 from sweeps.record import ParamValue, sqlite_url
-from sweeps.section import Document, Found, Section, SpecError, got, read_section, unknown
-from sweeps.section import Path as Place
+from sweeps.section import Document, Found, Section, SpecError, got, read_section
 from sweeps.section import Problem as Problem
 from sweeps.sections import (
     NOISE_SEEDS,
@@ -34,18 +32,29 @@ from sweeps.sections import (
     TrackingSpec,
     TrainSpec,
 )
-from sweeps.space import Choices, Derived, Fixed, Parameter, Range, Schedule, Space, flatten
+from sweeps.space import Choices, Derived, Fixed, Range, Schedule, Space
 from sweeps.spec_checks import (
     KnobInfo,
     check_expressions,
     check_names,
+    check_objectives,
     check_points,
     check_sampler,
     check_schedules,
 )
+from sweeps.spec_parts import (
+    KNOWN_KEYS,
+    metric_name,
+    read_also,
+    read_constraints,
+    read_known,
+    read_space,
+    read_start,
+)
 
 COPY_NAME = "spec.yaml"
 STUDY_NAME = "study.db"
+URL_NAME = "study.url"
 MIN_STARTUP, MAX_STARTUP = 4, 10
 
 
@@ -79,6 +88,16 @@ class SweepSpec(Section):
                     f"`control: {{seeds: {NOISE_SEEDS}}}`, {got(self.control_seeds)} of them"
                 ),
             )
+        for i, also in enumerate(self.objective.also):
+            if also.noise is None and also.metric != "time" and self.control_seeds < 2:
+                yield (
+                    "objective",
+                    (
+                        f"noise of also.{i} must be given, or measured by a control with 2 seeds or"
+                        f" more: `control: {{seeds: {NOISE_SEEDS}}}`, {got(self.control_seeds)} of"
+                        " them"
+                    ),
+                )
         if self.budget.trials is not None and self.budget.trials < len(self.start):
             yield (
                 "start",
@@ -103,7 +122,9 @@ class SweepSpec(Section):
             return self.control.seeds
         if not self.control:
             return 0
-        return NOISE_SEEDS if self.objective.noise is None else 1
+        # A training time that is not declared is compared as it is, where one control tells none.
+        measured = [self.objective, *(o for o in self.objective.also if o.metric != "time")]
+        return NOISE_SEEDS if any(each.noise is None for each in measured) else 1
 
     @property
     def directory(self) -> Path:
@@ -112,8 +133,12 @@ class SweepSpec(Section):
 
     @property
     def storage_url(self) -> str:
-        """Where its study is."""
-        return self.storage.study or sqlite_url(self.directory / STUDY_NAME)
+        """Where its study is, the password included where there is one."""
+        url = self.storage.study
+        if url is None:
+            return sqlite_url(self.directory / STUDY_NAME)
+        kept = self.directory / URL_NAME
+        return kept.read_text() if is_masked(url) and kept.is_file() else url
 
     @property
     def seed(self) -> int:
@@ -136,14 +161,18 @@ class SweepSpec(Section):
         return self.directory / "trials" / label
 
     def dump(self) -> dict[str, Any]:
-        """The spec as JSON values, in the form of the file, defaults written out."""
+        """The spec as JSON values, in the form of the file, defaults written out, no password."""
         data = json.loads(self.model_dump_json(by_alias=True))
         metric = self.objective.metric
+        if not self.objective.also:
+            del data["objective"]["also"]
         data["known"] = [
             {"params": dict(point.params), metric: point.value}
-            | point.model_dump(include={"epochs", "semantics", "source"}, exclude_none=True)
+            | point.model_dump(include=set(KNOWN_KEYS), exclude_none=True)
             for point in self.known
         ]
+        if self.storage.study is not None:
+            data["storage"]["study"] = shown_url(self.storage.study)
         return data
 
     def write_copy(self, directory: Path) -> None:
@@ -151,6 +180,11 @@ class SweepSpec(Section):
         stream = io.StringIO()
         YAML().dump(self.dump(), stream)  # in the order of the spec, unlike the safe dumper
         (directory / COPY_NAME).write_text(stream.getvalue())
+        if self.storage.study is not None and has_password(self.storage.study):
+            # The copy goes to MLflow and is shown; this is for its owner's eyes.
+            kept = directory / URL_NAME
+            kept.touch(mode=0o600)
+            kept.write_text(self.storage.study)
 
 
 def config_hash(spec: SweepSpec, params: Mapping[str, ParamValue]) -> str:
@@ -205,11 +239,11 @@ def parse_spec(
     document = Document(text, source)
     found: list[Found] = []
     data = dict(document.data)
-    space = _read_space(data.pop("space", None), "space" in document.data, found)
-    metric = _metric_name(data)
-    known = _read_known(data.pop("known", []), metric, found)
-    start = _read_start(data.pop("start", []), found)
-    constraints = _read_constraints(data.pop("constraints", []), found)
+    space = read_space(data.pop("space", None), "space" in document.data, found)
+    metric = metric_name(data)
+    known = read_known(data.pop("known", []), metric, found)
+    start = read_start(data.pop("start", []), found)
+    constraints = read_constraints(data.pop("constraints", []), found)
     _check_plain(data, found)
     clean_space = not any(path[0] == "space" for path, _ in found)
     found.extend(check_names(space, knobs, has_key, config_keys))
@@ -218,6 +252,8 @@ def parse_spec(
     whole = Space(space, constraints) if is_sound else None
     sampler = _sampler_name(data)
     found.extend(check_sampler(sampler, space, with_start=bool(start)))
+    also = read_also(data, found)
+    found.extend(check_objectives(metric, also, sampler, with_known=bool(known)))
     if sampler == "grid":
         data["budget"] = _grid_budget(data.get("budget", {}), whole, found)
     sections = {
@@ -300,155 +336,6 @@ def _check_plain(data: dict[str, Any], found: list[Found]) -> None:
     except ValueError as error:
         found.append((("health",), str(error)))
         del data["health"]
-
-
-def _read_space(data: Any, is_given: bool, found: list[Found]) -> dict[str, Parameter]:
-    if not is_given or not isinstance(data, dict) or not data:
-        message = f"must be a mapping of at least one parameter, {got(data)}"
-        found.append((("space",), message if is_given else "must be given"))
-        return {}
-    space: dict[str, Parameter] = {}
-    for name, item in data.items():
-        kind = _kind_of(item)
-        if kind is None:
-            message = f"must be {', '.join(_FORMS[:-1])} or {_FORMS[-1]}, {got(item)}"
-            found.append((("space", name), message))
-            continue
-        path = ("space", name)
-        content = _read_parts(item, path, found) if kind is Schedule else item
-        parameter = None if content is None else read_section(kind, content, path, found)
-        if parameter is not None:
-            space[name] = parameter
-    singles = flatten(space).values()
-    if space and not any(isinstance(single, Range | Choices) for single in singles):
-        found.append((("space",), "must have a parameter to search, but got none that varies"))
-    return space
-
-
-_KINDS: dict[str, type[Range] | type[Choices] | type[Derived] | type[Fixed] | type[Schedule]] = {
-    "schedule": Schedule,
-    "derive": Derived,
-    "choices": Choices,
-    "fixed": Fixed,
-    "low": Range,
-    "high": Range,
-}
-_FORMS = ("{low, high}", "{choices}", "{fixed}", "{derive}", "{schedule}")
-
-
-def _kind_of(item: Any) -> Any:
-    if not isinstance(item, dict):
-        return None
-    return next((kind for key, kind in _KINDS.items() if key in item), None)
-
-
-def _read_parts(item: Mapping[str, Any], path: Place, found: list[Found]) -> dict[str, Any] | None:
-    """Read the numbers of a schedule; None if one of them cannot be read."""
-    content, before = dict(item), len(found)
-    for key in PART_KEYS:
-        if key != "stages" and content.get(key) is not None:
-            content[key] = _read_part(content[key], (*path, key), found)
-    stages = content.get("stages")
-    if stages is not None:
-        rows: list[Any] = stages if isinstance(stages, list) else [None]
-        if not all(isinstance(row, list) and len(row) == 2 for row in rows):
-            message = f"must be a list of [from_epoch, value], {got(stages)}"
-            found.append(((*path, "stages"), message))
-            return None
-        content["stages"] = tuple(
-            tuple(_read_part(part, (*path, "stages", i, k), found) for k, part in enumerate(row))
-            for i, row in enumerate(rows)
-        )
-    return content if len(found) == before else None
-
-
-def _read_part(part: Any, path: Place, found: list[Found]) -> Any:
-    if isinstance(part, int | float) and not isinstance(part, bool):
-        return float(part)
-    kind = _kind_of(part)
-    if kind is None or kind is Schedule:
-        message = f"must be a number, {', '.join(_FORMS[:-2])} or {_FORMS[-2]}, {got(part)}"
-        found.append((path, message))
-        return None
-    return read_section(kind, part, path, found)
-
-
-def _read_start(data: Any, found: list[Found]) -> list[dict[str, ParamValue] | None]:
-    if not isinstance(data, list):
-        found.append((("start",), f"must be a list of points, {got(data)}"))
-        return []
-    points: list[dict[str, ParamValue] | None] = []
-    for i, item in enumerate(data):
-        is_point = isinstance(item, dict) and all(
-            isinstance(value, float | int | bool | str) for value in item.values()
-        )
-        if not is_point:
-            found.append((("start", i), f"must be a mapping of parameters to values, {got(item)}"))
-        points.append(item if is_point else None)
-    return points
-
-
-def _metric_name(data: Mapping[str, Any]) -> str:
-    objective = data.get("objective")
-    metric = objective.get("metric") if isinstance(objective, dict) else None
-    return metric if isinstance(metric, str) else ObjectiveSpec.model_fields["metric"].default
-
-
-def _read_known(data: Any, metric: str, found: list[Found]) -> list[KnownPoint | None]:
-    if not isinstance(data, list):
-        found.append((("known",), f"must be a list of {{params, {metric}}}, {got(data)}"))
-        return []
-    keys = ("params", metric, "epochs", "semantics", "source")
-    points: list[KnownPoint | None] = []
-    for i, item in _with_files(data, found):
-        path = ("known", i)
-        if not isinstance(item, dict):
-            found.append((path, f"must be a mapping with params, {metric}, {got(item)}"))
-            points.append(None)
-            continue
-        strangers = [key for key in item if key not in keys]
-        wrong: list[Found] = [((*path, k), unknown("key", k, keys)) for k in strangers]
-        plain = {"value" if k == metric else k: v for k, v in item.items() if k not in strangers}
-        point = read_section(KnownPoint, plain, path, wrong)
-        # The file names the score by its metric.
-        found.extend(((*p[:2], metric, *p[3:]) if p[2:3] == ("value",) else p, m) for p, m in wrong)
-        points.append(None if wrong else point)
-    return points
-
-
-def _with_files(data: list[Any], found: list[Found]) -> Iterator[tuple[int, Any]]:
-    """Each item with its place, the points of a file in the place of the file's name."""
-    for i, item in enumerate(data):
-        if not isinstance(item, str):
-            yield i, item
-            continue
-        try:
-            inside = Document(Path(item).read_text(), item).data.get("known", [])
-        except (OSError, SpecError) as error:
-            found.append((("known", i), f"must be a file that `import` wrote: {error}"))
-            continue
-        yield from ((i, point) for point in inside)
-
-
-def _read_constraints(data: Any, found: list[Found]) -> tuple[str, ...]:
-    if not isinstance(data, list):
-        found.append((("constraints",), f"must be a list of conditions, {got(data)}"))
-        return ()
-    good = []
-    for i, text in enumerate(data):
-        if not isinstance(text, str):
-            found.append((("constraints", i), f"must be a condition, {got(text)}"))
-            continue
-        try:
-            expression = parse(text)
-        except ValueError as error:
-            found.append((("constraints", i), str(error)))
-            continue
-        if not expression.is_condition:
-            found.append((("constraints", i), f"must compare, as in `a <= b`, {got(text)}"))
-            continue
-        good.append(text)
-    return tuple(good)
 
 
 __all__ = [

@@ -1,7 +1,6 @@
 """Checks of a spec that read its space: names, expressions, ranges, known points."""
 
 import difflib
-import importlib.util
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -21,7 +20,7 @@ from sweeps.parameters import (
 )
 from sweeps.record import ParamValue
 from sweeps.section import Found, Path, got, unknown
-from sweeps.sections import KnownPoint
+from sweeps.sections import AlsoSpec, KnownPoint
 from sweeps.space import Space, flatten
 
 NUM_PROBES = 512
@@ -179,11 +178,6 @@ def check_sampler(
                 f"({', '.join(conditional)}), {got(sampler)}: set `search: {{sampler: tpe}}`"
             ),
         )
-    if sampler == "cmaes" and importlib.util.find_spec("cmaes") is None:
-        yield (
-            where,
-            "needs the package `cmaes`, which is not installed: install it, or take gp or tpe",
-        )
     if sampler == "grid" and with_start:
         yield ("start",), "must not be given with sampler grid, which visits every point anyway"
     for path, single in _singles(space):
@@ -195,6 +189,34 @@ def check_sampler(
             yield path, "must have points, step or int with sampler grid, as in {points: 5}"
         if sampler != "grid" and single.points is not None:
             yield (*path, "points"), f"must not be given with sampler {sampler}: a grid reads it"
+
+
+def check_objectives(
+    metric: str, also: Sequence[AlsoSpec | None], sampler: str, *, with_known: bool
+) -> Iterator[Found]:
+    """Several objectives differ, and the sampler can search by all of them."""
+    before: dict[tuple[str, frozenset[str]], str] = {(metric, frozenset()): "objective.metric"}
+    for i, each in enumerate(also):
+        if each is None:
+            continue
+        name = (each.metric, frozenset(each.classes or ()))
+        if name in before:
+            message = f"must differ from the other objectives, but is the same as {before[name]}"
+            yield ("objective", "also", i), message
+        before.setdefault(name, f"also.{i}")
+    if also and sampler == "cmaes":
+        yield (
+            ("search", "sampler"),
+            f"must be gp, tpe, random or grid with several objectives, {got(sampler)}: take gp",
+        )
+    if also and with_known:
+        yield (
+            ("known",),
+            (
+                f"must not be given with several objectives: a known point has a value of {metric} "
+                "alone; give its parameters under `start`, and it is trained first"
+            ),
+        )
 
 
 def _singles(space: Mapping[str, Parameter]) -> Iterator[tuple[Path, Single]]:

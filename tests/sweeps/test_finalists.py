@@ -35,6 +35,19 @@ def test_the_best_full_budget_trials_are_chosen():
     assert [t.number for t in best_trials(trials, 1, "min")] == [0]
 
 
+def test_what_is_expected_of_a_trial_counts_more_than_its_one_score():
+    trials = [make_trial(0, 0.40), make_trial(1, 0.44), make_trial(2, 0.42)]
+    expected = {0: 0.40, 1: 0.40, 2: 0.41}
+    assert [t.number for t in best_trials(trials, 2, "max", expected)] == [2, 0]
+    assert [t.number for t in best_trials(trials, 2, "min", expected)] == [0, 1]
+
+
+def test_a_finalist_stays_one_whatever_is_expected_of_it_later():
+    trials = [make_trial(0, 0.40), make_trial(1, 0.44), make_trial(2, 0.42)]
+    begun = [*trials, repeat(3, 0, 1, outcome=None)]
+    assert [t.number for t in best_trials(begun, 2, "max", {0: 0.3, 1: 0.5, 2: 0.4})] == [0, 1]
+
+
 def test_new_seeds_differ_from_the_search_s_and_stay_seeds():
     assert new_seeds(7, 3) == (8, 9, 10)
     assert new_seeds(2**32 - 1, 2) == (0, 1)

@@ -18,9 +18,10 @@ from sweeps.listeners import Audience
 from sweeps.record import Ledger, RungResult, sqlite_url
 from sweeps.search import StudySearcher
 from sweeps.spec import SweepSpec, parse_spec
-from sweeps.trial import TASK_KEY, Ending, to_result
+from sweeps.task import TASK_KEY, Ending, to_result
 
 METRIC = "nds"
+OURS = "ours: GP on A, safe"
 MAX_TRIALS = 400
 
 
@@ -37,6 +38,10 @@ class Strategy(Protocol):
 
     def end(self, trial: str, index: int, value: float) -> None:
         """Take the end of a trial: its last rung and the score there."""
+        ...
+
+    def best(self) -> str | None:
+        """The finished trial that it would name best; None: the one with the highest score."""
         ...
 
 
@@ -60,6 +65,9 @@ class Random:
 
     def end(self, trial: str, index: int, value: float) -> None:
         """Learn nothing."""
+
+    def best(self) -> None:
+        """The highest score."""
 
 
 class OptunaDefaults:
@@ -92,6 +100,9 @@ class OptunaDefaults:
         state = optuna.trial.TrialState.PRUNED if pruned else optuna.trial.TrialState.COMPLETE
         self._study.tell(self._trials[trial], None if pruned else value, state=state)
 
+    def best(self) -> None:
+        """The highest score."""
+
 
 class RayOptunaAsha:
     """Ray's OptunaSearch with Ray's ASHA, one bracket, halving at each rung."""
@@ -121,6 +132,9 @@ class RayOptunaAsha:
         """Tell the last score as the result, as Tune does."""
         time = int(4 * FRACTIONS[index])
         self._search.on_trial_complete(trial, {METRIC: value, "training_iteration": time})
+
+    def best(self) -> None:
+        """The highest score."""
 
 
 _SPEC = """
@@ -161,13 +175,16 @@ class Ours:
         self._ledger = Ledger(sqlite_url(path / "study.db"), "benchmark", mode="max")
         self._searcher = StudySearcher(self._spec, self._ledger, Audience([]), lambda: NUM_SLOTS)
         self._results: dict[str, dict[str, Any]] = {}
+        self._tune_ids: dict[str, str] = {}
 
     def ask(self, trial: str) -> Point:
         """Take the searcher's next task."""
         suggested = self._searcher.suggest(trial)
         if not isinstance(suggested, dict):
             raise RuntimeError(f"the searcher must suggest a point, but said {suggested!r}")
-        params = json.loads(suggested[TASK_KEY])["params"]
+        task = json.loads(suggested[TASK_KEY])
+        self._tune_ids[task["label"]] = trial
+        params = task["params"]
         return {name: float(params[name]) for name in RANGES}
 
     def rung(self, trial: str, index: int, value: float) -> bool:
@@ -190,6 +207,11 @@ class Ours:
             ending = Ending(outcome="finished", reason="", seconds=3600.0)
             self._results[trial] = to_result(ending)
         self._searcher.on_trial_complete(trial, self._results.pop(trial))
+
+    def best(self) -> str | None:
+        """Its finalist, if it had one: by the model where there is one."""
+        chosen = self._searcher.best_so_far(1)
+        return self._tune_ids[chosen[0].label]
 
 
 class _Knob:
@@ -224,8 +246,9 @@ def all_strategies(folder: Path) -> dict[str, Callable[[int], Strategy]]:
         "random, no stopping": Random,
         "Optuna's defaults (TPE, median pruner)": OptunaDefaults,
         "Ray's OptunaSearch with ASHA": RayOptunaAsha,
-        "ours (GP on A, safe)": lambda seed: Ours(seed, folder / f"safe{seed}"),
-        "ours (GP on A, fast)": lambda seed: Ours(seed, folder / f"fast{seed}", rule="fast"),
-        "ours (GP on A, none)": lambda seed: Ours(seed, folder / f"none{seed}", rule="none"),
-        "ours (TPE on A, safe)": lambda seed: Ours(seed, folder / f"tpe{seed}", sampler="tpe"),
+        OURS: lambda seed: Ours(seed, folder / f"safe{seed}"),
+        "ours: GP on A, fast": lambda seed: Ours(seed, folder / f"fast{seed}", rule="fast"),
+        "ours: GP on A, none": lambda seed: Ours(seed, folder / f"none{seed}", rule="none"),
+        "ours: TPE on A, safe": lambda seed: Ours(seed, folder / f"tpe{seed}", sampler="tpe"),
+        "ours: CMA-ES on A, safe": lambda seed: Ours(seed, folder / f"es{seed}", sampler="cmaes"),
     }
