@@ -159,8 +159,8 @@ def _risk_of(spec: "SweepSpec", forecast: "Forecast") -> str:
     if not spec.objective.also:
         return _risk(forecast)
     return (
-        f"{_risk(forecast)} by {spec.objective.metric}; a trial ends early only where it is behind on"
-        " all objectives, which the forecast takes to be independent"
+        f"{_risk(forecast)} by {spec.objective.metric}; a trial ends early only where it is behind"
+        " on all objectives, which the forecast takes to be independent"
     )
 
 
