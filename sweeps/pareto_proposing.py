@@ -64,6 +64,9 @@ class ParetoProposer:
         self._asked[place] = params
         return params
 
+    def observe(self, trial: TrialRecord) -> None:
+        """Take in a score of a running trial, or the control's; Optuna's samplers ask for none."""
+
     def learn(self, trial: TrialRecord) -> None:
         """Take in how a trial ended."""
         self._trials[trial.number] = trial

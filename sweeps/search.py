@@ -15,22 +15,22 @@ from ray.tune.search import Searcher
 
 from sweeps.belief import expected_scores
 from sweeps.budget import Progress, Step, course_of, next_step
+from sweeps.decisions import Decisions
 from sweeps.finalists import (
     Repeat,
     best_trials,
     new_seeds,
-    noise_for_stopping,
     planned_repeats,
     repeats_left,
 )
 from sweeps.listeners import Audience
-from sweeps.objectives import missing_keys, objectives_of, values_at
-from sweeps.pareto import best_of_front, decide_on_all, noise_to_stop_by
+from sweeps.objectives import missing_keys, objectives_of
+from sweeps.pareto import best_of_front
 from sweeps.pareto_proposing import ParetoProposer
 from sweeps.proposing import Proposer
 from sweeps.record import Ledger
 from sweeps.spec import SweepSpec, config_hash
-from sweeps.stopping import Verdict, decide, impute
+from sweeps.stopping import Verdict
 from sweeps.task import TASK_KEY, Ending, Task, flags_of, from_result
 from sweeps.trial import find_rung
 from sweeps.trials import ParamValue, Role, RungResult, TrialRecord
@@ -83,6 +83,8 @@ class StudySearcher(Searcher):
         self._space = spec.build_space()
         self._objectives = objectives_of(spec)
         self._fidelities = spec.stopping.fidelities
+        self._course = course_of(spec)
+        self._decisions = Decisions(spec, ledger.trials, num_controls=self._course.num_controls)
         self._add_known()
         self._settle_full()
         self._waiting = [t.label for t in ledger.trials.values() if t.state == "running"]
@@ -96,7 +98,6 @@ class StudySearcher(Searcher):
         )
         self._expectation: tuple[frozenset[str], Mapping[int, float]] | None = None
         self._running: dict[str, _Running] = {}
-        self._course = course_of(spec)
         attrs = ledger.read().attrs
         before = attrs.get(SPENT, {"hours": 0.0, "trial_hours": 0.0})
         self._hours_before, self._trial_hours = before["hours"], before["trial_hours"]
@@ -216,10 +217,10 @@ class StudySearcher(Searcher):
         if index == len(trial.rungs):
             objective = rung.metrics[self._spec.objective.key]
             trial = self._ledger.append_rung(trial.label, rung, objective=objective)
-            if trial.role == "search" and isinstance(self._proposer, Proposer):
+            if trial.role == "search":
                 self._proposer.observe(trial)
         # A rung that came again after a resume keeps its first score, which has been acted upon.
-        verdict = self._decide(trial, index)
+        verdict = self._decisions.at_rung(trial, index)
         running.verdict = verdict
         rung = trial.rungs[index]
         self._audience.tell(lambda listener: listener.on_rung(trial, rung, verdict))
@@ -358,46 +359,6 @@ class StudySearcher(Searcher):
             if trial.state == "running" and len(trial.rungs) == len(self._fidelities):
                 self._finish(trial, Ending(outcome="finished", reason="", seconds=trial.seconds))
 
-    def _decide(self, trial: TrialRecord, index: int) -> Verdict:
-        if trial.role == "control":
-            return Verdict(stop=False, reason="the control runs to its end")
-        if trial.role == "finalist":
-            return Verdict(stop=False, reason="finalists run to their end")
-        if index == len(self._fidelities) - 1:
-            return Verdict(stop=False, reason="the full budget is spent")
-        peers = [
-            peer.rungs[index]
-            for peer in self._of("search")
-            if peer.label != trial.label and len(peer.rungs) > index
-        ]
-        if self._spec.objective.also:
-            return self._decide_on_all(trial.rungs[index], peers, index)
-        return decide(
-            self._spec.stopping.rule,
-            value=self._score(trial.rungs[index]),
-            peers=[self._score(peer) for peer in peers],
-            noise=self._noise(),
-            val_share=self._fidelities[index][1],
-            mode=self._spec.objective.mode,
-        )
-
-    def _decide_on_all(self, rung: RungResult, peers: list[RungResult], index: int) -> Verdict:
-        controls, planned = self._of("control"), self._course.num_controls
-        further = [noise_to_stop_by(each, controls, planned) for each in self._objectives[1:]]
-        return decide_on_all(
-            self._spec.stopping.rule,
-            self._objectives,
-            values=values_at(rung, self._objectives),
-            peers=[values_at(peer, self._objectives) for peer in peers],
-            noises=[self._noise(), *further],
-            val_share=self._fidelities[index][1],
-        )
-
-    def _noise(self) -> float | None:
-        return noise_for_stopping(
-            self._spec.objective.noise, self._of("control"), self._course.num_controls
-        )
-
     def _ending(self, running: _Running, result: Mapping[str, Any] | None, error: bool) -> Ending:
         trial = self._ledger.trials[running.label]
         if error:
@@ -423,7 +384,7 @@ class StudySearcher(Searcher):
         trial = self._finish(self._ledger.trials[running.label], ending)
         if trial.role == "search":
             self._proposer.learn(trial)
-        elif trial.role == "control" and isinstance(self._proposer, Proposer):
+        elif trial.role == "control":
             self._proposer.observe(trial)
         self._audience.tell(lambda listener: listener.on_trial_end(trial))
 
@@ -432,32 +393,16 @@ class StudySearcher(Searcher):
             trial.label,
             outcome=ending.outcome,
             reason=ending.reason,
-            told=self._value_to_tell(trial, ending),
+            told=self._decisions.value_to_tell(trial, ending.outcome),
             seconds=ending.seconds,
             gpu_hours=ending.seconds / 3600 * self._spec.resources.gpus,
         )
-
-    def _value_to_tell(self, trial: TrialRecord, ending: Ending) -> float | None:
-        if ending.outcome not in ("finished", "stopped") or not trial.rungs:
-            return None
-        value = self._score(trial.rungs[-1])
-        if ending.outcome == "finished":
-            return value
-        finished = [
-            [self._score(rung) for rung in other.rungs]
-            for other in self._of("search")
-            if other.outcome == "finished"
-        ]
-        return impute(len(trial.rungs) - 1, value, finished)
 
     def _take_flags(self, label: str, result: Mapping[str, Any]) -> TrialRecord:
         """Write down what the health rules have said, if it is more than before."""
         flags = flags_of(result)
         trial = self._ledger.trials[label]
         return self._ledger.set_flags(label, flags) if flags != trial.flags else trial
-
-    def _score(self, rung: RungResult) -> float:
-        return rung.metrics[self._spec.objective.key]
 
     def _of(self, *roles: Role) -> list[TrialRecord]:
         return [trial for trial in self._ledger.trials.values() if trial.role in roles]
