@@ -145,7 +145,7 @@ def _transaction(engine: Engine) -> Iterator[Connection]:
             yield connection
     except SQLAlchemyError as error:
         raise StorageInternalError(
-            "an error was raised during the commit of a change to the study"
+            f"an error was raised during the commit of a change to the study: {error}"
         ) from error
 
 

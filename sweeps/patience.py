@@ -5,9 +5,11 @@ looked for first, so that nothing stands twice.
 """
 
 import logging
+import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from optuna.storages import RDBStorage
@@ -27,6 +29,8 @@ MIN_PAUSE_S, MAX_PAUSE_S = 0.2, 5.0
 # Classes of PostgreSQL's error codes that pass by themselves: connection, rollback, resources,
 # operator intervention; and a standby that has not become the primary yet.
 _PASSING_CODES = ("08", "40", "53", "57", "25006")
+# What SQLite says of a disk that takes no more: full, broken, or read-only.
+_DISK_ERRORS = ("SQLITE_FULL", "SQLITE_IOERR", "SQLITE_READONLY")
 _log = logging.getLogger(__name__)
 
 
@@ -72,7 +76,7 @@ class PatientStorage(RDBStorage):
         self._away_since: float | None = None
         self._has_told = False
         super().__init__(url, **options)
-        event.listen(self.engine, "handle_error", _tell_passing)
+        event.listen(self.engine, "handle_error", _explain)
 
     def patiently(self, act: Callable[[], T]) -> T:
         """Do something until the database has done it; what is done must bear repetition.
@@ -197,8 +201,8 @@ class PatientStorage(RDBStorage):
             _log.warning("the study's database %s is back after %.0f s", self._shown, away_s)
 
 
-def _tell_passing(context: ExceptionContext) -> None:
-    """Tell what passes from what does not; Optuna repeats neither on its own account."""
+def _explain(context: ExceptionContext) -> None:
+    """Tell what passes from what a user must mend; Optuna repeats neither on its own account."""
     error = context.original_exception
     if context.is_pre_ping or not isinstance(error, context.dialect.loaded_dbapi.Error):
         return  # Ctrl-C breaks a connection, too
@@ -208,6 +212,22 @@ def _tell_passing(context: ExceptionContext) -> None:
     is_away = not is_file and (context.is_disconnect or context.connection is None)
     if is_away or code.startswith(_PASSING_CODES) or is_locked(error):
         raise Passing(brief(error), at_once=context.is_disconnect) from error
+    if getattr(error, "sqlite_errorname", "").startswith(_DISK_ERRORS):
+        raise StorageError(_refused(context, error)) from error
+
+
+def _refused(context: ExceptionContext, error: BaseException) -> str:
+    engine = context.engine
+    file = engine.url.database if engine is not None else None
+    folder = Path(file or ".").absolute().parent
+    try:
+        left = f"{shutil.disk_usage(folder).free / 1e6:.0f} MB are left there"
+    except OSError as unknown:
+        left = f"nor can its disk be asked what is left: {unknown.strerror}"
+    return (
+        f"the study {file} could not be written ({brief(error)}; {left}): nothing that was"
+        " acknowledged is lost; make room, or the disk writable, and go on with a resume"
+    )
 
 
 def is_locked(error: BaseException | None) -> bool:

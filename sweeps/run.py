@@ -229,7 +229,7 @@ def _tune(spec: SweepSpec, train_fn: TrainFn, searcher: StudySearcher, audience:
     except TuneError:
         # Tune wraps what our side raised into a text.
         if searcher.failure is not None:
-            raise searcher.failure from None
+            raise searcher.failure from searcher.failure.__cause__
         raise
     return False
 

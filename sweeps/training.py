@@ -48,7 +48,11 @@ class TrainFn(Protocol):
         workdir: Path,
         resume_from: Path | None,
     ) -> None:
-        """Train to the full budget, from a checkpoint if there is one."""
+        """Train to the full budget, from a checkpoint if there is one.
+
+        Whoever saved that checkpoint at a rung may have died before its score was heard: report
+        the rung of the step it was saved at again. One that was heard keeps its first score.
+        """
         ...
 
 

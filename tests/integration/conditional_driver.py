@@ -75,25 +75,30 @@ class Recorder:
             for key, value in overrides.items()
             if isinstance(value, dict)
         }
+        self._score_if_due(start, params, report, workdir)  # it may not have been heard
         for epoch in range(start, NUM_EPOCHS):
             time.sleep(self.epoch_s)
             now = {key.rpartition(".")[2]: at(epoch) for key, at in schedules.items()}
             self._note(workdir, what="epoch", epoch=epoch, now=now)
-            done = epoch + 1
-            if done not in (NUM_EPOCHS // 2, NUM_EPOCHS):
-                continue
-            checkpoint = workdir / "latest.json"
-            checkpoint.write_text(json.dumps({"epoch": done}))
-            share = done / NUM_EPOCHS
-            score = share * (0.4 + 0.01 * len(params))
-            report.rung(
-                {"val/nds": score},
-                fraction=share,
-                val_share=1.0,
-                epoch=float(done),
-                step=done,
-                checkpoint=checkpoint,
-            )
+            self._score_if_due(epoch + 1, params, report, workdir)
+
+    def _score_if_due(
+        self, done: int, params: Mapping[str, ParamValue], report: Report, workdir: Path
+    ) -> None:
+        if done not in (NUM_EPOCHS // 2, NUM_EPOCHS):
+            return
+        checkpoint = workdir / "latest.json"
+        checkpoint.write_text(json.dumps({"epoch": done}))
+        share = done / NUM_EPOCHS
+        score = share * (0.4 + 0.01 * len(params))
+        report.rung(
+            {"val/nds": score},
+            fraction=share,
+            val_share=1.0,
+            epoch=float(done),
+            step=done,
+            checkpoint=checkpoint,
+        )
 
     def _note(self, workdir: Path, **note: Any) -> None:
         line = json.dumps({**note, "pid": os.getpid()}) + "\n"

@@ -52,6 +52,7 @@ class Ring:
     def _train(
         self, start: int, x: float, report: Report, workdir: Path, seat: Seat, notes: "Notes"
     ) -> None:
+        self._score_if_due(start, x, report, workdir, seat)  # it may not have been heard
         for step in range(start + 1, self.num_steps + 1):
             time.sleep(self.step_s)
             num_present, num_leaving = exchange(seat, must_leave())
@@ -65,16 +66,20 @@ class Ring:
                 self._save(workdir, seat, step)
             if step == self.num_steps // 2 + 1 and seat.rank == min(1, seat.size - 1):
                 self._go_wrong(workdir)
-            if step in (self.num_steps // 2, self.num_steps):
-                report.rung(
-                    {"val/nds": x * step / self.num_steps},
-                    fraction=step / self.num_steps,
-                    val_share=1.0,
-                    epoch=step / self.num_steps,
-                    step=step,
-                    checkpoint=workdir / "latest.pth",
-                )
-                exchange(seat, False)  # nobody goes on before rank 0 may
+            self._score_if_due(step, x, report, workdir, seat)
+
+    def _score_if_due(self, step: int, x: float, report: Report, workdir: Path, seat: Seat) -> None:
+        if step not in (self.num_steps // 2, self.num_steps):
+            return
+        report.rung(
+            {"val/nds": x * step / self.num_steps},
+            fraction=step / self.num_steps,
+            val_share=1.0,
+            epoch=step / self.num_steps,
+            step=step,
+            checkpoint=workdir / "latest.pth",
+        )
+        exchange(seat, False)  # nobody goes on before rank 0 may
 
     def _go_wrong(self, workdir: Path) -> None:
         fault, sign = self.faults.get(workdir.name[:4]), workdir / "went_wrong"

@@ -229,7 +229,8 @@ def test_a_disk_that_is_full(subject: Subject) -> None:
         seen = subject.look()
         failed = [trial.reason for trial in seen.trials.values() if trial.outcome == "failed"]
         subject.finish("resume")
-        assert any(text in said for text in ("disk is full", "No space left")), said
+        # Whichever write comes first hits the wall: the study's, a log's, or Ray's own.
+        assert any(text in said for text in ("MB are left there", "No space left")), said
         assert not failed, failed
         verdict = subject.judge(seen, num_trials=5)
         assert verdict.counts["finished"] == 6

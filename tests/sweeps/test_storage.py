@@ -186,16 +186,39 @@ def test_patience_ends_with_a_sentence_and_goes_on_later(
     assert [trial.number for trial in read_sweep(url, "s").trials] == [0]
 
 
-def test_what_does_not_pass_is_not_waited_for(ledger: Ledger, commits: Commits) -> None:
-    def full(connection: Any) -> None:
-        error = sqlite3.OperationalError("database or disk is full")
-        error.sqlite_errorname = "SQLITE_FULL"
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("SQLITE_FULL", "database or disk is full"),
+        ("SQLITE_IOERR_WRITE", "disk I/O error"),
+        ("SQLITE_READONLY", "attempt to write a readonly database"),
+    ],
+)
+def test_a_disk_that_takes_no_more_is_said_and_not_waited_for(
+    ledger: Ledger, commits: Commits, name: str, text: str
+) -> None:
+    def refuse(connection: Any) -> None:
+        error = sqlite3.OperationalError(text)
+        error.sqlite_errorname = name
         raise error
 
-    commits._commit = full
-    with pytest.raises(Exception, match="raised during the commit") as caught:
+    commits._commit = refuse
+    sentence = rf"study .*study.db could not be written \({text}; \d+ MB are left there\): .*resume"
+    with pytest.raises(StorageError, match=sentence):
         ledger.set_attr("spent", {})
-    assert "disk is full" in str(caught.value.__cause__)
+    with pytest.raises(StorageError, match=sentence):
+        add(ledger, 0.5)
+
+
+def test_what_cannot_be_explained_is_told_as_it_came(ledger: Ledger, commits: Commits) -> None:
+    def corrupt(connection: Any) -> None:
+        error = sqlite3.DatabaseError("database disk image is malformed")
+        error.sqlite_errorname = "SQLITE_CORRUPT"
+        raise error
+
+    commits._commit = corrupt
+    with pytest.raises(Exception, match=r"during the commit.*image is malformed"):
+        ledger.set_attr("spent", {})
 
 
 def test_ctrl_c_ends_the_waiting(
