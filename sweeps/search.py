@@ -30,16 +30,15 @@ from sweeps.pareto_proposing import ParetoProposer
 from sweeps.proposing import Proposer
 from sweeps.record import Ledger
 from sweeps.spec import SweepSpec, config_hash
+from sweeps.spending import Spending
 from sweeps.stopping import Verdict
 from sweeps.task import TASK_KEY, Ending, Task, flags_of, from_result
 from sweeps.trial import find_rung
 from sweeps.trials import ParamValue, Role, RungResult, TrialRecord
 
 CONTROL_PARAMS: Mapping[str, ParamValue] = {"enable_aqr": False}
-# Attributes of the sweep: what it has spent, and which budget ended its search.
-SPENT, ENDED_BY = "spent", "ended_by"
-# A kill forgets no more than this of what was spent.
-SAVE_S = 5.0
+# Attribute of the sweep: which budget ended its search.
+ENDED_BY = "ended_by"
 
 
 @dataclass(kw_only=True)
@@ -98,11 +97,8 @@ class StudySearcher(Searcher):
         )
         self._expectation: tuple[frozenset[str], Mapping[int, float]] | None = None
         self._running: dict[str, _Running] = {}
-        attrs = ledger.read().attrs
-        before = attrs.get(SPENT, {"hours": 0.0, "trial_hours": 0.0})
-        self._hours_before, self._trial_hours = before["hours"], before["trial_hours"]
-        self._ended_by: Mapping[str, str] | None = attrs.get(ENDED_BY)
-        self._started_at = self._saved_at = time.monotonic()
+        self._spending = Spending(ledger, lambda: [r.since for r in self._running.values()])
+        self._ended_by: Mapping[str, str] | None = ledger.read().attrs.get(ENDED_BY)
 
     # Ray calls the rest, in the driver's thread.
 
@@ -124,7 +120,7 @@ class StudySearcher(Searcher):
         """Write the end of a trial down."""
         with self._remembering():
             running = self._running.pop(trial_id)
-            self._trial_hours += (time.monotonic() - running.since) / 3600
+            self._spending.end(running.since)
             self._end(running, self._ending(running, result, error))
             self.save_spent()
 
@@ -144,11 +140,7 @@ class StudySearcher(Searcher):
     def save_spent(self, *, at_once: bool = False) -> None:
         """Write down what has been spent, now and then."""
         with self._remembering():
-            if not at_once and time.monotonic() - self._saved_at < SAVE_S:
-                return
-            self._saved_at = time.monotonic()
-            spent = {"hours": self._hours(), "trial_hours": self._all_trial_hours()}
-            self._ledger.set_attr(SPENT, spent)
+            self._spending.save(at_once=at_once)
 
     def catch_up(self) -> None:
         """See that all that was written is on the disk."""
@@ -254,16 +246,17 @@ class StudySearcher(Searcher):
         finished = [t.seconds for t in self._ledger.trials.values() if t.value is not None]
         trained = [seconds for seconds in finished if seconds > 0]  # known points took none here
         full = fmean(trained) / 3600 if trained else None
-        elapsed = [(time.monotonic() - r.since) / 3600 for r in self._running.values()]
         num_more_controls = max(0, len(controls) - self._course.num_controls)
         return Progress(
             num_controls=len(controls),
             num_searched=len(searched),
             num_search_running=sum(trial.outcome is None for trial in searched),
             num_finals=len(self._of("finalist")) + num_more_controls,
-            trial_hours=self._all_trial_hours(),
-            rest_hours=sum(max(0.0, (full or 0.0) - hours) for hours in elapsed),
-            hours=self._hours(),
+            trial_hours=self._spending.trial_hours,
+            rest_hours=sum(
+                max(0.0, (full or 0.0) - hours) for hours in self._spending.running_hours()
+            ),
+            hours=self._spending.hours,
             full_hours=full,
             slots=max(1, self._num_slots()),
         )
@@ -406,10 +399,3 @@ class StudySearcher(Searcher):
 
     def _of(self, *roles: Role) -> list[TrialRecord]:
         return [trial for trial in self._ledger.trials.values() if trial.role in roles]
-
-    def _all_trial_hours(self) -> float:
-        now = time.monotonic()
-        return self._trial_hours + sum(now - r.since for r in self._running.values()) / 3600
-
-    def _hours(self) -> float:
-        return self._hours_before + (time.monotonic() - self._started_at) / 3600

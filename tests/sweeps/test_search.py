@@ -134,7 +134,7 @@ def test_no_new_trial_after_the_hours(
 ) -> None:
     driver = Driver(small_spec(tmp_path, budget="{trials: 9, hours: 1}"), ledgers)
     tune_id, _ = driver.start()
-    monkeypatch.setattr(driver.searcher, "_started_at", driver.searcher._started_at - 3600)
+    let_pass(monkeypatch, driver, hours=1)
     assert driver.try_start() == Searcher.FINISHED
     driver.finish(tune_id, 0.1, 0.2)
     # The hours before a resume count.
@@ -193,7 +193,7 @@ def test_hours_that_end_after_the_last_final_has_begun_cut_nothing_off(
     driver = Driver(spec, ledgers)
     play_search(driver, (0.30, 0.31, 0.32))
     begun = [driver.start()[0] for _ in range(5)]
-    monkeypatch.setattr(driver.searcher, "_started_at", driver.searcher._started_at - 5 * 3600)
+    let_pass(monkeypatch, driver, hours=5)
     assert driver.try_start() == Searcher.FINISHED
     assert driver.ledger.read().attrs["ended_by"]["limit"] == "hours"
     assert driver.ledger.read().attrs["ended_by"]["reason"].endswith("before the finals ended")
@@ -204,7 +204,7 @@ def test_hours_that_end_after_the_last_final_has_begun_cut_nothing_off(
     for _ in range(6):
         other.start()
     monkeypatch.setattr(other.searcher, "_course", replace(other.searcher._course, hours=5.0))
-    monkeypatch.setattr(other.searcher, "_started_at", other.searcher._started_at - 5 * 3600)
+    let_pass(monkeypatch, other, hours=5)
     assert other.try_start() == Searcher.FINISHED
     assert other.ledger.read().attrs["ended_by"]["limit"] == "trials"
 
@@ -309,6 +309,12 @@ def test_gpu_hours_end_the_search_and_a_resume_counts_what_was_spent(
     _, waiting = again.start()  # the one that ran when the driver died
     assert waiting.attempt == 2
     assert again.try_start() == Searcher.FINISHED
+
+
+def let_pass(monkeypatch: pytest.MonkeyPatch, driver: Driver, *, hours: float) -> None:
+    """Let the driver have run for so many hours longer."""
+    spending = driver.searcher._spending
+    monkeypatch.setattr(spending, "_started_at", spending._started_at - hours * 3600)
 
 
 def begin_earlier(driver: Driver, hours: float) -> None:
