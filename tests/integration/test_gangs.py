@@ -318,7 +318,7 @@ def test_a_gang_that_is_stopped_lets_its_workers_train_the_next_trial(
         resources="{gpus: 4, cpus: 4, concurrent: 1}",
         stopping="{rule: fast, rungs: [0.5, 1.0]}",
         budget="{trials: 4}",
-        known="[" + ", ".join(f"{{params: {{x: {x}}}}}" for x in (0.9, 0.5, 0.3, 0.1)) + "]",
+        start="[{x: 0.9}, {x: 0.5}, {x: 0.3}, {x: 0.1}]",
     )
     trials = sweep.run()
     stopped = [trial for trial in trials if trial.outcome == "stopped"]
