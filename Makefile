@@ -1,6 +1,7 @@
 # make sweep     set everything up and run the quickstart sweep to its leaderboard, report and exported config
 # make test      set everything up and pass the tests
 # make chaos     break sweeps in every way the suite knows, in the large size; prints counts
+# make clean     remove .venv and the synthetic data; sweeps, trainings and nuScenes stay
 # make pretrain  make the committed nano checkpoint anew: about an hour on two cores
 .PHONY: sweep test setup data lint format pretrain chaos clean
 
@@ -53,4 +54,4 @@ format: setup
 	@.venv/bin/ruff check --fix .
 
 clean:
-	rm -rf .venv data runs work_dirs
+	rm -rf .venv data/synthetic

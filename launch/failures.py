@@ -41,6 +41,9 @@ def _of_the_sweep(error: BaseException) -> Explained | None:
 
     # Whoever raised one of these has loaded the module; everybody else needs no Ray for this.
     run = sys.modules.get("sweeps.run")
+    search = sys.modules.get("sweeps.search")
+    if search is not None and isinstance(error, search.TrialsFail):
+        return Explained(text=_sentence(str(error)), code=FAILURE)
     if run is not None and isinstance(error, run.SweepRefused):
         return Explained(text=_sentence(str(error)), code=USAGE_ERROR)
     if run is not None and isinstance(error, run.SweepInterrupted):

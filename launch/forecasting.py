@@ -156,11 +156,24 @@ def cluster_slots(spec: "SweepSpec") -> int | None:
 
 
 def cluster_misfit(spec: "SweepSpec") -> str | None:
-    """Why not even one trial fits on the cluster at RAY_ADDRESS; None if one does, or not known."""
+    """Why not even one trial fits on the cluster at RAY_ADDRESS, else on this machine.
+
+    Returns:
+        None if one does, or if the cluster does not answer.
+    """
     from sweeps.placing import misfit
 
-    nodes = _cluster_nodes() if os.environ.get("RAY_ADDRESS") else None
-    return None if nodes is None else misfit(spec.resources, nodes)
+    if os.environ.get("RAY_ADDRESS"):
+        nodes = _cluster_nodes()
+        reason = None if nodes is None else misfit(spec.resources, nodes)
+        return None if reason is None else f"This will not start: {reason}."
+    reason = misfit(spec.resources, [_this_machine()])
+    if reason is None:
+        return None
+    return (
+        f"On this machine alone this will not start: {reason}. RAY_ADDRESS names a cluster to run"
+        " on, and `aqr-sweep submit` sends the sweep to one."
+    )
 
 
 def _this_machine() -> dict[str, float]:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 _RULES = {
     "safe": "stops only what is below its peers by more than the noise explains",
     "fast": "keeps the better half at each rung: cheaper, and it may lose the best trial",
-    "none": "every trial trains to its end",
+    "none": "no score ends a trial before its last one",
 }
 
 
@@ -52,8 +52,8 @@ def render_plan(opened: "Opened", speed: Speed | None, num_samples: int | None) 
     if expectation.excess is not None:
         text = f"This exceeds its budget and will not start: {expectation.excess}."
         parts.append(Text(text, style="red"))
-    if (reason := cluster_misfit(spec)) is not None:
-        parts.append(Text(f"This will not start: {reason}.", style="red"))
+    if (misfit := cluster_misfit(spec)) is not None:
+        parts.append(Text(misfit, style="red"))
     return Group(*parts)
 
 

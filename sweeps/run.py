@@ -22,6 +22,7 @@ from ray.tune import PlacementGroupFactory
 from ray.tune.error import TuneError
 from ray.tune.experiment import Trial
 
+from sweeps.database_url import shown_url
 from sweeps.health import parse_rules
 from sweeps.listeners import Audience, Listener, SweepContext
 from sweeps.placing import bundles_of, misfit, num_trials_fitting
@@ -30,7 +31,7 @@ from sweeps.retries import Retries, memory_kills_are_deaths
 from sweeps.reuse import starting_processes_are_kept
 from sweeps.scheduler import RungScheduler
 from sweeps.search import StudySearcher
-from sweeps.spec import COPY_NAME, SweepSpec, load_copy
+from sweeps.spec import COPY_NAME, SweepSpec, from_dump, load_copy
 from sweeps.storage import StorageHeld, check_free
 from sweeps.trial import Job, SweepTrainable, TrainFn
 
@@ -41,6 +42,9 @@ TICK_S = 1.0
 # Trials hand scores over, nothing large; Ray would take a third of the memory.
 OBJECT_STORE_BYTES = 128 << 20
 SLOTS_AGE_S = 5.0
+LOOK_S = 1.0
+# Sections of the spec. Where the same sweep stands may be written in different ways.
+_MAY_CHANGE = ("budget", "storage")
 
 _TUNE_ENVIRONMENT = {
     "RAY_AIR_NEW_OUTPUT": "0",
@@ -93,7 +97,6 @@ def run_sweep(
                 f"the sweep {spec.name!r} exists in {spec.directory}: resume it, or name another"
             )
         _check_free(spec, is_new=True)
-        spec.write_copy(spec.directory)
         return _drive(spec, train_fn, listeners, resumed=False, forecast=forecast)
 
 
@@ -101,6 +104,8 @@ def resume_sweep(
     spec: SweepSpec, train_fn: TrainFn, *, listeners: Sequence[Listener] = ()
 ) -> SweepRecord:
     """Continue a sweep from its study; one that has ended gives its record.
+
+    The budget may be another than at the start, the rest of the spec may not.
 
     Raises:
         SweepRefused: If there is no such sweep, its spec differs, another driver has it, or a trial
@@ -110,8 +115,11 @@ def resume_sweep(
     if not (spec.directory / COPY_NAME).exists():
         raise SweepRefused(f"no sweep {spec.name!r} in {spec.directory} to resume: run it first")
     with _locked(spec.directory):
-        _refuse_changes(load_copy(spec.directory), spec)
+        before = load_copy(spec.directory)
+        _refuse_changes(before, spec)
         _check_free(spec, is_new=False)
+        if before.budget != spec.budget:
+            spec.write_copy(spec.directory)
         return _drive(spec, train_fn, listeners, resumed=True)
 
 
@@ -124,14 +132,18 @@ def _check_free(spec: SweepSpec, *, is_new: bool) -> None:
 
 
 def _refuse_changes(before: SweepSpec, now: SweepSpec) -> None:
-    old, new = before.dump(), now.dump()
-    # Where the same sweep stands may be written in different ways.
-    changed = [key for key in old if old[key] != new[key] and key != "storage"]
-    if changed:
+    if changed := _lasting_changes(before.dump(), now):
         raise SweepRefused(
             f"a resume must have the spec of the start ({before.directory / COPY_NAME}), but "
-            f"{', '.join(changed)} changed: restore it, or name another sweep"
+            f"{', '.join(changed)} changed: restore it, or name another sweep (of a sweep that has "
+            "begun, only the budget may change)"
         )
+
+
+def _lasting_changes(before: Mapping[str, Any], now: SweepSpec) -> list[str]:
+    """The sections that differ from an earlier spec and may not."""
+    new = now.dump()
+    return [key for key in before if before[key] != new[key] and key not in _MAY_CHANGE]
 
 
 def _drive(
@@ -153,8 +165,12 @@ def _drive(
         starting_processes_are_kept(),
     ):
         slots = _Slots(spec)
+        if not resumed:  # what is refused until here may be run again, with other resources
+            spec.write_copy(spec.directory)
         ledger = Ledger(spec.storage_url, spec.name, mode=spec.objective.mode)
         try:
+            if resumed:
+                _refuse_lost_study(spec, ledger)
             _describe(spec, ledger)
             if forecast is not None:
                 ledger.set_attr(FORECAST, dict(forecast))
@@ -174,18 +190,32 @@ def _drive(
     return record
 
 
+def _refuse_lost_study(spec: SweepSpec, ledger: Ledger) -> None:
+    """An empty study beside trained trials would begin again, on their checkpoints."""
+    trained = next((spec.directory / "trials").glob("*/*"), None)
+    if trained is not None and not ledger.trials:
+        raise SweepRefused(
+            f"the study {shown_url(spec.storage_url)} holds no trial of the sweep {spec.name!r}, "
+            f"but {trained.parent} was trained: put the study back where it was, or name another "
+            "sweep"
+        )
+
+
 def _describe(spec: SweepSpec, ledger: Ledger) -> None:
     attrs = ledger.read().attrs
+    # The copy in the directory may have been edited.
+    begun = attrs.get("spec")
+    if begun is not None and (changed := _lasting_changes(from_dump(begun).dump(), spec)):
+        raise SweepRefused(
+            f"the study of the sweep {spec.name!r} was begun with another spec, of which "
+            f"{', '.join(changed)} changed: restore it, or name this sweep anew"
+        )
     wanted = {
         "spec": spec.dump(),
         "metric": spec.objective.key,
         "mode": spec.objective.mode,
         "noise": spec.objective.noise,
     }
-    if "spec" in attrs and attrs["spec"]["space"] != wanted["spec"]["space"]:
-        raise SweepRefused(
-            f"the storage holds another sweep {spec.name!r} with another space: name this one anew"
-        )
     for key, value in wanted.items():
         if key not in attrs or attrs[key] != value:  # a noise of None is told, too
             ledger.set_attr(key, value)
@@ -362,14 +392,20 @@ def _environment(variables: Mapping[str, str]) -> Iterator[None]:
 def _locked(directory: Path) -> Iterator[None]:
     """Hold the sweep for this driver; the kernel lets go of it however the driver ends."""
     with (directory / LOCK_NAME).open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            file.seek(0)
-            raise SweepRefused(
-                f"another driver has the sweep in {directory} ({file.read().strip()}): "
-                "wait for it, or stop it"
-            ) from error
+        deadline = time.monotonic() + LOOK_S
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError as error:
+                if time.monotonic() < deadline:  # somebody may only be looking who has it
+                    time.sleep(0.02)
+                    continue
+                file.seek(0)
+                raise SweepRefused(
+                    f"another driver has the sweep in {directory} ({file.read().strip()}): "
+                    "wait for it, or stop it"
+                ) from error
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
         file.flush()

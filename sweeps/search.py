@@ -7,7 +7,7 @@ every score to the record before anything follows from it.
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
@@ -41,6 +41,14 @@ CONTROL_PARAMS: Mapping[str, ParamValue] = {"enable_aqr": False}
 ENDED_BY = "ended_by"
 
 
+# So many trainings in a row that fail before their first score end a sweep.
+MOST_FAILED = 8
+
+
+class TrialsFail(RuntimeError):
+    """Training after training has failed before its first score; says how the last one did."""
+
+
 @dataclass(kw_only=True)
 class _Running:
     """A trial under way in this driver.
@@ -49,11 +57,11 @@ class _Running:
         verdict: On its last score.
         fault: What is wrong with what it reported.
         death: Why its process died last; it may have been replaced since.
-        since: When it took its place on the cluster.
+        since: When it took its place on the cluster; None while it has none.
     """
 
     label: str
-    since: float = field(default_factory=time.monotonic)
+    since: float | None = None
     verdict: Verdict | None = None
     fault: str | None = None
     death: str | None = None
@@ -97,7 +105,8 @@ class StudySearcher(Searcher):
         )
         self._expectation: tuple[frozenset[str], Mapping[int, float]] | None = None
         self._running: dict[str, _Running] = {}
-        self._spending = Spending(ledger, lambda: [r.since for r in self._running.values()])
+        self._spending = Spending(ledger, self._begun)
+        self._num_failed_at_once = 0
         self._ended_by: Mapping[str, str] | None = ledger.read().attrs.get(ENDED_BY)
 
     # Ray calls the rest, in the driver's thread.
@@ -120,7 +129,7 @@ class StudySearcher(Searcher):
         """Write the end of a trial down."""
         with self._remembering():
             running = self._running.pop(trial_id)
-            self._spending.end(running.since)
+            self._leave_place(running)
             self._end(running, self._ending(running, result, error))
             self.save_spent()
 
@@ -135,7 +144,9 @@ class StudySearcher(Searcher):
 
     def note_start(self, trial_id: str) -> None:
         """Count a trial's time from when it has its place; until then it waits for one."""
-        self._running[trial_id].since = time.monotonic()
+        running = self._running[trial_id]
+        self._leave_place(running)  # of a process that has been replaced
+        running.since = time.monotonic()
 
     def save_spent(self, *, at_once: bool = False) -> None:
         """Write down what has been spent, now and then."""
@@ -149,7 +160,9 @@ class StudySearcher(Searcher):
 
     def note_death(self, trial_id: str, reason: str) -> None:
         """Remember why a trial's process died."""
-        self._running[trial_id].death = reason
+        running = self._running[trial_id]
+        running.death = reason
+        self._leave_place(running)
 
     def note_restart(self, trial_id: str) -> None:
         """Count another attempt, after Ray has replaced a process that died."""
@@ -227,6 +240,9 @@ class StudySearcher(Searcher):
             return None
         step = next_step(self._course, progress)
         self._note_end(step)
+        if step.next == "search" and self._ended_by is not None:  # the budget has been raised
+            self._ended_by = None
+            self._ledger.set_attr(ENDED_BY, None)
         match step.next:
             case "control":
                 seed = new_seeds(self._spec.seed, len(self._of("control")))[-1:]
@@ -291,6 +307,14 @@ class StudySearcher(Searcher):
         )
         return repeats_left(planned, trials)
 
+    def _begun(self) -> list[float]:
+        return [r.since for r in self._running.values() if r.since is not None]
+
+    def _leave_place(self, running: _Running) -> None:
+        if running.since is not None:
+            self._spending.end(running.since)
+            running.since = None
+
     def _expected(self) -> Mapping[int, float]:
         """What the model expects of each finished trial; it is fitted anew when one has ended."""
         trials = self._of("search", "known")
@@ -353,6 +377,15 @@ class StudySearcher(Searcher):
                 self._finish(trial, Ending(outcome="finished", reason="", seconds=trial.seconds))
 
     def _ending(self, running: _Running, result: Mapping[str, Any] | None, error: bool) -> Ending:
+        ending = self._how_it_ended(running, result, error)
+        has_result = len(self._ledger.trials[running.label].rungs) == len(self._fidelities)
+        if has_result and ending.outcome != "finished":  # what came after it takes nothing back
+            return Ending(outcome="finished", reason="", seconds=ending.seconds)
+        return ending
+
+    def _how_it_ended(
+        self, running: _Running, result: Mapping[str, Any] | None, error: bool
+    ) -> Ending:
         trial = self._ledger.trials[running.label]
         if error:
             reason = f"the trial's process ended: {running.death}"
@@ -380,6 +413,18 @@ class StudySearcher(Searcher):
         elif trial.role == "control":
             self._proposer.observe(trial)
         self._audience.tell(lambda listener: listener.on_trial_end(trial))
+        self._see_that_some_train(trial)
+
+    def _see_that_some_train(self, trial: TrialRecord) -> None:
+        """End a sweep in which nothing gets as far as its first score: each would fail likewise."""
+        failed = trial.outcome == "failed" and not trial.rungs
+        self._num_failed_at_once = self._num_failed_at_once + 1 if failed else 0
+        if self._num_failed_at_once >= max(MOST_FAILED, 3 * self._num_slots()):
+            raise TrialsFail(
+                f"the last {self._num_failed_at_once} trainings failed before their first score, "
+                f"the last one so: {trial.reason}\nMend that and resume: what has failed stays so, "
+                "the rest of the budget is left"
+            )
 
     def _finish(self, trial: TrialRecord, ending: Ending) -> TrialRecord:
         return self._ledger.finish(

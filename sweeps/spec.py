@@ -179,7 +179,9 @@ class SweepSpec(Section):
         """Write the spec into the sweep's directory."""
         stream = io.StringIO()
         YAML().dump(self.dump(), stream)  # in the order of the spec, unlike the safe dumper
-        (directory / COPY_NAME).write_text(stream.getvalue())
+        part = directory / f"{COPY_NAME}.part"  # a kill leaves the copy that was there
+        part.write_text(stream.getvalue())
+        part.replace(directory / COPY_NAME)
         if self.storage.study is not None and has_password(self.storage.study):
             # The copy goes to MLflow and is shown; this is for its owner's eyes.
             kept = directory / URL_NAME
@@ -214,6 +216,12 @@ def load_copy(directory: Path | str) -> SweepSpec:
     """Read the spec of a sweep from the sweep's directory; its names were checked at the start."""
     path = Path(directory) / COPY_NAME
     return parse_spec(path.read_text(), source=str(path), knobs={}, has_key=lambda key: True)
+
+
+def from_dump(data: Mapping[str, Any]) -> SweepSpec:
+    """Read what `SweepSpec.dump` gave, perhaps in an earlier version: later keys have defaults."""
+    text = json.dumps(data)
+    return parse_spec(text, source="the study", knobs={}, has_key=lambda key: True)
 
 
 def peek_config(path: Path | str) -> str | None:

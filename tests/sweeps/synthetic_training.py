@@ -20,12 +20,14 @@ class Bowl:
         goes_wrong: Trials 1 to 4 diverge, fail, die once, and die always.
         seed_effect: What each seed beyond 3 adds to the last score.
         pause_s: Before each rung.
+        is_broken: Every training fails at once.
     """
 
     rungs: tuple[float, ...] = (0.5, 1.0)
     goes_wrong: bool = False
     seed_effect: float = 0.0
     pause_s: float = 0.0
+    is_broken: bool = False
 
     def __call__(
         self,
@@ -37,6 +39,8 @@ class Bowl:
     ) -> None:
         x, y = float(params.get("x", 0.5)), float(params.get("y", 0.5))
         print(f"training at {x} {y} with {os.environ['OMP_NUM_THREADS']} threads")
+        if self.is_broken:
+            raise OSError("the data set is not mounted")
         if self.goes_wrong:
             _go_wrong(workdir)
         value = 0.5 - (x - 0.2) ** 2 - (y - 0.3) ** 2

@@ -1,4 +1,5 @@
 import fcntl
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,8 +13,9 @@ from sweeps.analysis import leaderboard
 from sweeps.finalists import best_trials
 from sweeps.forecast import compare, forecast
 from sweeps.listeners import Listener, SweepContext
-from sweeps.record import RungResult, SweepRecord, TrialRecord, read_sweep
-from sweeps.run import LOCK_NAME, SweepRefused, _name_token, resume_sweep, run_sweep
+from sweeps.record import Ledger, RungResult, SweepRecord, TrialRecord, read_sweep
+from sweeps.run import LOCK_NAME, SweepRefused, _locked, _name_token, resume_sweep, run_sweep
+from sweeps.search import TrialsFail
 from sweeps.spec import load_copy
 from sweeps.spool import read_spool, spool_path
 from sweeps.stopping import Verdict
@@ -221,11 +223,71 @@ def test_a_second_driver_is_refused(tmp_path: Path) -> None:
             run_sweep(spec, Bowl())
 
 
+def test_who_only_looks_at_the_lock_keeps_no_driver_out(tmp_path: Path) -> None:
+    path = tmp_path / LOCK_NAME
+    path.touch()
+    with path.open() as file:
+        fcntl.flock(file, fcntl.LOCK_SH)
+        threading.Timer(0.2, fcntl.flock, (file.fileno(), fcntl.LOCK_UN)).start()
+        with _locked(tmp_path):
+            assert path.read_text().startswith("process ")
+
+
 def test_nothing_to_resume_is_said(tmp_path: Path) -> None:
     with pytest.raises(SweepRefused, match="run it first"):
         resume_sweep(small_spec(tmp_path), Bowl())
 
 
-def test_a_trial_that_fits_nowhere_is_refused(tmp_path: Path) -> None:
+def test_a_trial_that_fits_nowhere_is_refused_and_may_be_run_smaller(tmp_path: Path) -> None:
     with pytest.raises(SweepRefused, match=r"must hold one trial, 3 CPU, but none of its 1 does"):
         run_sweep(small_spec(tmp_path, resources="{cpus: 3}"), Bowl())
+    record = run_sweep(small_spec(tmp_path, budget="{trials: 1}"), Bowl())
+    assert [trial.outcome for trial in record.searched] == ["finished"]
+
+
+def test_a_resume_may_raise_the_budget_and_change_nothing_else(tmp_path: Path) -> None:
+    first = run_sweep(small_spec(tmp_path, budget="{trials: 2}"), Bowl())
+    spec = small_spec(tmp_path, budget="{trials: 3}")
+    more = resume_sweep(spec, Bowl())
+    assert more.trials[:2] == first.trials
+    assert [trial.outcome for trial in more.searched] == ["finished"] * 3
+    assert "3 trials" in more.attrs["ended_by"]["reason"]
+    assert load_copy(spec.directory).budget.trials == 3
+    # What was edited in the sweep's own directory is held to the study.
+    edited = small_spec(tmp_path, budget="{trials: 3}", stopping="{rule: fast, rungs: [0.5, 1.0]}")
+    edited.write_copy(spec.directory)
+    with pytest.raises(SweepRefused, match=r"begun with another spec, of which stopping changed"):
+        resume_sweep(edited, Bowl())
+
+
+def test_a_sweep_in_which_nothing_trains_ends_and_may_be_resumed(tmp_path: Path) -> None:
+    spec = small_spec(tmp_path, budget="{trials: 12}", control="false")
+    with pytest.raises(TrialsFail, match=r"last 8 trainings failed.*the data set is not mounted"):
+        run_sweep(spec, Bowl(is_broken=True))
+    record = resume_sweep(spec, Bowl())
+    outcomes = [trial.outcome for trial in record.searched]
+    assert len(outcomes) == 12
+    assert 8 <= outcomes.count("failed") <= 9  # one may have run beside the last
+    assert outcomes.count("finished") == 12 - outcomes.count("failed")
+
+
+def test_a_resume_without_its_study_is_refused(tmp_path: Path) -> None:
+    spec = small_spec(tmp_path, budget="{trials: 1}", control="false")
+    run_sweep(spec, Bowl())
+    study = spec.directory / "study.db"
+    study.rename(tmp_path / "elsewhere.db")
+    with pytest.raises(SweepRefused, match=r"holds no trial of the sweep 'small', but .*t000"):
+        resume_sweep(spec, Bowl())
+    (tmp_path / "elsewhere.db").replace(study)
+    assert len(resume_sweep(spec, Bowl()).searched) == 1
+
+
+def test_a_sweep_begun_before_a_key_was_there_goes_on(tmp_path: Path) -> None:
+    spec = small_spec(tmp_path, budget="{trials: 1}", control="false")
+    run_sweep(spec, Bowl())
+    ledger = Ledger(spec.storage_url, spec.name, mode="max")
+    before = spec.dump()
+    del before["resources"]["silence_minutes"]
+    ledger.set_attr("spec", before)
+    ledger.close()
+    assert len(resume_sweep(spec, Bowl()).searched) == 1

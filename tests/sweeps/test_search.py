@@ -16,7 +16,7 @@ from sweeps.listeners import Audience, Listener
 from sweeps.noise import PRIOR_DEVIATION
 from sweeps.proposing import FeasibleSampler, Proposer
 from sweeps.record import Ledger, RungResult, TrialRecord
-from sweeps.search import StudySearcher
+from sweeps.search import MOST_FAILED, StudySearcher, TrialsFail
 from sweeps.simulation import simulate
 from sweeps.spec import SweepSpec, config_hash
 from sweeps.stopping import Verdict, impute
@@ -55,6 +55,7 @@ class Driver:
         config = self.searcher.suggest(tune_id)
         if not isinstance(config, dict):
             return config
+        self.searcher.note_start(tune_id)
         return tune_id, Task(**json.loads(config[TASK_KEY]))
 
     def rung(self, tune_id: str, index: int, value: float, *, key: str = "val/nds") -> Verdict:
@@ -319,7 +320,83 @@ def let_pass(monkeypatch: pytest.MonkeyPatch, driver: Driver, *, hours: float) -
 
 def begin_earlier(driver: Driver, hours: float) -> None:
     for running in driver.searcher._running.values():
+        assert running.since is not None
         running.since -= hours * 3600
+
+
+def test_hours_count_while_a_trial_has_its_place_in_whichever_process(
+    tmp_path: Path, ledgers: list[Ledger]
+) -> None:
+    spec = small_spec(tmp_path, budget="{gpu_hours: 9}", resources="{gpus: 1}", control="false")
+    driver = Driver(spec, ledgers)
+    tune_id, _ = driver.start()
+    spent = driver.searcher._spending
+    begin_earlier(driver, 3)
+    driver.searcher.note_death(tune_id, "the node is gone")
+    assert spent.trial_hours == pytest.approx(3, abs=0.01)
+    driver.searcher.note_restart(tune_id)
+    assert not spent.running_hours()  # it waits for another place
+    driver.searcher.note_start(tune_id)
+    begin_earlier(driver, 2)
+    driver.searcher.note_start(tune_id)  # preempted: Ray names no death
+    begin_earlier(driver, 1)
+    driver.finish(tune_id, 0.1, 0.2)
+    assert spent.trial_hours == pytest.approx(6, abs=0.01)
+    # Suggested, and without a place yet.
+    assert isinstance(driver.searcher.suggest("waits"), dict)
+    assert spent.trial_hours == pytest.approx(6, abs=0.01)
+
+
+@pytest.mark.parametrize("ends", ["dies", "raises"])
+def test_a_last_score_stands_whatever_becomes_of_its_training(
+    tmp_path: Path, ledgers: list[Ledger], ends: str
+) -> None:
+    driver = Driver(small_spec(tmp_path, control="false"), ledgers)
+    tune_id, task = driver.start()
+    driver.rung(tune_id, 0, 0.3)
+    driver.rung(tune_id, 1, 0.4)
+    if ends == "dies":
+        driver.searcher.note_death(tune_id, "no space left")
+        driver.searcher.on_trial_complete(tune_id, error=True)
+    else:
+        driver.end(tune_id, "failed", "OSError: no space left for final.pth")
+    trial = driver.trial(task.label)
+    assert (trial.outcome, trial.value) == ("finished", 0.4)
+
+
+def test_a_sweep_ends_if_training_after_training_fails_before_a_score(
+    tmp_path: Path, ledgers: list[Ledger]
+) -> None:
+    spec = small_spec(tmp_path, budget="{hours: 72}", control="false")
+    driver = Driver(spec, ledgers, slots=2)
+    for _ in range(MOST_FAILED - 1):
+        driver.end(driver.start()[0], "failed", "the disk is gone")
+    tune_id, _ = driver.start()
+    driver.rung(tune_id, 0, 0.3)
+    driver.end(tune_id, "failed", "a corrupt sample")  # one that scored
+    for _ in range(MOST_FAILED - 1):
+        driver.end(driver.start()[0], "failed", "the disk is gone")
+    tune_id, task = driver.start()
+    with pytest.raises(TrialsFail, match=r"last 8 trainings failed.*so: the disk is gone"):
+        driver.end(tune_id, "failed", "the disk is gone")
+    assert driver.trial(task.label).outcome == "failed"
+    # A resume has the rest of the budget.
+    again = Driver(spec, ledgers, slots=2)
+    again.finish(again.start()[0], 0.1, 0.2)
+
+
+def test_a_raised_budget_takes_back_that_the_search_has_ended(
+    tmp_path: Path, ledgers: list[Ledger]
+) -> None:
+    driver = Driver(small_spec(tmp_path, budget="{trials: 1}", control="false"), ledgers)
+    driver.finish(driver.start()[0], 0.1, 0.2)
+    assert driver.try_start() == Searcher.FINISHED
+    assert driver.ledger.read().attrs["ended_by"]["limit"] == "trials"
+    more = Driver(small_spec(tmp_path, budget="{trials: 2}", control="false"), ledgers)
+    more.finish(more.start()[0], 0.1, 0.2)
+    assert more.ledger.read().attrs["ended_by"] is None
+    assert more.try_start() == Searcher.FINISHED
+    assert "2 trials" in more.ledger.read().attrs["ended_by"]["reason"]
 
 
 @pytest.mark.parametrize("rule", ["safe", "fast", "none"])
