@@ -68,6 +68,8 @@ def seconds_left(
 class Picture:
     """The sweep as its events tell it.
 
+    The driver's thread changes it while another draws it, which therefore reads copies.
+
     Attributes:
         trials: The newest record of each trial, by label.
         notes: Messages to show.
@@ -81,7 +83,8 @@ class Picture:
     def __init__(self, spec: "SweepSpec", clock: Callable[[], float] = time.monotonic) -> None:
         self.spec = spec
         self._plain_spec = spec.dump()
-        self._board: Leaderboard | None = None
+        self._num_taken = 0
+        self._board: tuple[int, Leaderboard] | None = None  # with the events it knows of
         self.trials: dict[str, TrialRecord] = {}
         self.notes: list[str] = []
         self.idle = "waiting"
@@ -92,7 +95,7 @@ class Picture:
     def take(self, trial: TrialRecord) -> None:
         """Keep the newest state of a trial."""
         self.trials[trial.label] = trial
-        self._board = None
+        self._num_taken += 1
         if trial.outcome is not None:
             self._running_since.pop(trial.label, None)
 
@@ -113,13 +116,14 @@ class Picture:
     @property
     def left(self) -> float | None:
         """Seconds until the end, estimated."""
-        running = {label: self._clock() - since for label, since in self._running_since.items()}
+        since = self._running_since.copy()
+        running = {label: self._clock() - begun for label, begun in since.items()}
         return seconds_left(self.started, running, total=num_trials(self.spec))
 
     @property
     def started(self) -> tuple[TrialRecord, ...]:
         """Trials trained here, the control first."""
-        ours = [trial for trial in self.trials.values() if trial.role != "known"]
+        ours = [trial for trial in list(self.trials.values()) if trial.role != "known"]
         return tuple(sorted(ours, key=lambda trial: (trial.role != "control", trial.number)))
 
     @property
@@ -132,17 +136,18 @@ class Picture:
         now = self._clock()
         running = {
             label: f"training {duration(now - since)}"
-            for label, since in self._running_since.items()
+            for label, since in self._running_since.copy().items()
         }
-        return {**dict.fromkeys(self.trials, self.idle), **running}
+        return {**dict.fromkeys(list(self.trials), self.idle), **running}
 
     def record(self) -> SweepRecord:
         """The same as a record."""
-        controls = [trial for trial in self.started if trial.role == "control"]
+        started = self.started
+        controls = [trial for trial in started if trial.role == "control"]
         objective = self.spec.objective
         return SweepRecord(
             name=self.spec.name,
-            trials=tuple(trial for trial in self.started if trial.role != "control"),
+            trials=tuple(trial for trial in started if trial.role != "control"),
             control=controls[0] if controls else None,
             control_repeats=tuple(controls[1:]),
             attrs={
@@ -155,11 +160,13 @@ class Picture:
 
     def board(self) -> "Leaderboard":
         """The leaderboard so far."""
-        if self._board is None:  # drawn four times a second, while trials take their time
+        num_taken, board = self._num_taken, self._board
+        # Drawn four times a second, while trials take their time.
+        if board is None or board[0] != num_taken:
             from sweeps.analysis import leaderboard
 
-            self._board = leaderboard(self.record())
-        return self._board
+            board = self._board = (num_taken, leaderboard(self.record()))
+        return board[1]
 
 
 def render(

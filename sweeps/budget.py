@@ -3,7 +3,8 @@
 The control comes first, then the search, then the finals. The search ends at the first limit; of
 GPU-hours and hours it leaves what the finals will take, as far as trainings so far tell. What runs
 when a limit is reached goes on to its own end. GPU-hours that running trials have yet to spend are
-spoken for, so that a sweep goes past its limit by one training at most.
+spoken for, so that a sweep goes past its limit by one training at most. Finals begin when the last
+searched trial has ended, so before them none begins that may not end within the hours left to it.
 """
 
 import math
@@ -123,8 +124,11 @@ def _limit_of_search(course: Course, now: Progress) -> tuple[Limit | None, str]:
             return "gpu_hours", _told(spent, kept, course.gpu_hours, "GPU-hours")
     if course.hours is not None:
         kept = math.ceil(course.num_finals / now.slots) * full
-        if now.hours + kept >= course.hours:
-            return "hours", _told(now.hours, kept, course.hours, "hours")
+        # Without a searched trial the finals have nothing to repeat.
+        last = full if course.num_finals and now.num_searched else 0.0
+        if now.hours + kept >= course.hours or now.hours + last + kept > course.hours:
+            told = _told(now.hours, kept, course.hours, "hours")
+            return "hours", f"{told}, and a trial takes {last:.3g}" if last else told
     return None, ""
 
 

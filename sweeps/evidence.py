@@ -114,12 +114,16 @@ class Evidence:
     def scale(self) -> float:
         """The unit: how far the full scores spread, at least by the noise.
 
-        While there are few, how far all scores spread around the mean of their source.
+        While there are few, how far all scores spread around the mean of their source. Where these
+        are equal, or alone, and no noise says more, how far all scores spread together.
         """
         full = self._full()
         spread = float(np.std(full)) if len(full) >= MIN_FULL else self._spread_by_source()
-        least = max(self.noise or 0.0, LEAST_SHARE * max(1.0, abs(self.level)))
-        return max(spread, least)
+        spread = max(spread, self.noise or 0.0)
+        least = LEAST_SHARE * max(1.0, abs(self.level))
+        if spread > least:
+            return spread
+        return max(float(np.std([score.value for score in self.scores])), least)
 
     def prior(self) -> Prior:
         """What is assumed, in the scores' unit."""

@@ -13,8 +13,11 @@ from sweeps.simulation import Curves, Setting, Simulated, simulate
 from sweeps.spec import SweepSpec
 from sweeps.trials import SweepRecord
 
-# Fewer of long sweeps, whose averages differ less.
+# Fewer of long sweeps, whose averages differ less; of very long ones, so many trials all in all.
 NUM_SWEEPS, MIN_SWEEPS, MAX_PAIRS = 400, 20, 400_000
+LEAST_SWEEPS, MAX_SIMULATED = 3, 20_000
+# The number of trials that fits a budget is told to this part of it.
+RESOLUTION = 100
 LOW, HIGH = 0.1, 0.9
 
 
@@ -96,9 +99,15 @@ def forecast(
     )
     rng = np.random.default_rng(spec.seed)
     first = simulate(setting, rng)
-    count = min(NUM_SWEEPS, max(MIN_SWEEPS, MAX_PAIRS // (1 + len(first.trials)) ** 2))
+    count = _num_sweeps(len(first.trials))
     sweeps = [first, *(simulate(setting, rng) for _ in range(count - 1))]
     return _summarise(sweeps, setting, full_hours)
+
+
+def _num_sweeps(num_trials: int) -> int:
+    """How many are simulated of sweeps of this length."""
+    least = min(MIN_SWEEPS, max(LEAST_SWEEPS, MAX_SIMULATED // (1 + num_trials)))
+    return min(NUM_SWEEPS, max(least, MAX_PAIRS // (1 + num_trials) ** 2))
 
 
 def setting_of(spec: SweepSpec, *, full_hours: float, slots: int, limited: bool = True) -> Setting:
@@ -163,22 +172,26 @@ def excess(spec: SweepSpec, *, full_hours: float, slots: int) -> str | None:
     """
     asked = _with_trials(spec, spec.budget.trials or 1)
     expected = forecast(asked, full_hours=full_hours, slots=slots, limited=False)
-    over = _limits_passed(spec, expected)
+    over = [each for each in _limits(spec, expected) if each[2].mean > each[1]]
     if not over:
         return None
     told = " and ".join(
-        f"about {span.mean:.3g} {unit} ({span.low:.3g} to {span.high:.3g}), but budget.{key} is"
-        f" {limit:g}"
+        f"about {_shown(span.mean)} {unit} ({_shown(span.low)} to {_shown(span.high)}), but"
+        f" budget.{key} is {limit:g}"
         for key, limit, span, unit in over
     )
     raised = " and ".join(f"budget.{key} to {_rounded_up(span.high)}" for key, _, span, _ in over)
     fitting = _fitting_trials(spec, expected, full_hours=full_hours, slots=slots)
     cut = f", or budget.trials to {fitting}" if fitting else ""
     return (
-        f"{expected.searched.mean:.3g} searched trials with control and finals would take {told}"
-        f" ({expected.trainings.mean:.3g} full trainings of {full_hours:.3g} h, {slots} at once):"
-        f" set {raised}{cut}"
+        f"{_shown(expected.searched.mean)} searched trials with control and finals would take"
+        f" {told} ({_shown(expected.trainings.mean)} full trainings of {full_hours:.3g} h,"
+        f" {slots} at once): set {raised}{cut}"
     )
+
+
+def _shown(value: float) -> str:
+    return f"{value:.3g}" if value < 1000 else f"{value:.0f}"
 
 
 def _rounded_up(value: float) -> str:
@@ -187,7 +200,7 @@ def _rounded_up(value: float) -> str:
     return f"{math.ceil(value / unit - 1e-9) * unit:g}"
 
 
-def _limits_passed(spec: SweepSpec, expected: Forecast) -> list[tuple[str, float, Span, str]]:
+def _limits(spec: SweepSpec, expected: Forecast) -> list[tuple[str, float, Span, str]]:
     limits = (
         ("gpu_hours", spec.budget.gpu_hours, expected.gpu_hours, "GPU-hours"),
         ("hours", spec.budget.hours, expected.hours, "hours"),
@@ -195,8 +208,13 @@ def _limits_passed(spec: SweepSpec, expected: Forecast) -> list[tuple[str, float
     return [
         (key, limit, span, unit)
         for key, limit, span, unit in limits
-        if limit is not None and span is not None and span.mean > limit
+        if limit is not None and span is not None
     ]
+
+
+def _load(spec: SweepSpec, expected: Forecast) -> float:
+    """The cost as a share of the limit that it comes nearest to, or passes most."""
+    return max(span.mean / limit for _, limit, span, _ in _limits(spec, expected))
 
 
 def _fitting_trials(
@@ -204,15 +222,19 @@ def _fitting_trials(
 ) -> int | None:
     """The most searched trials that fit, None if not one does."""
     fits, too_many = 0, round(expected.searched.mean)
-    while too_many - fits > 1:
-        middle = (fits + too_many) // 2
+    low, high = 0.0, _load(spec, expected)
+    while too_many - fits > max(1, fits // RESOLUTION):
+        # Costs grow about evenly with trials. Not too near to an end, so that both ends move.
+        share = min(0.9, max(0.1, (1 - low) / (high - low)))
+        middle = min(too_many - 1, max(fits + 1, round(fits + share * (too_many - fits))))
         tried = forecast(
             _with_trials(spec, middle), full_hours=full_hours, slots=slots, limited=False
         )
-        if _limits_passed(spec, tried):
-            too_many = middle
+        load = _load(spec, tried)
+        if load > 1:
+            too_many, high = middle, load
         else:
-            fits = middle
+            fits, low = middle, load
     return fits or None
 
 

@@ -5,6 +5,7 @@ improve most on the best expected score so far. All rungs of all trials count, a
 run; a running trial counts as if it came out as expected, so that trials at once spread.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import cast
 
@@ -33,7 +34,7 @@ BLOCK, MAX_BLOCKS = 64, 64
 DOUBT = 0.5
 NUM_STARTS = 2
 # Worth less than anything else. The same training again has the same seed, and tells nothing.
-DOUBTFUL, TRIED = -1e3, -1e6
+DOUBTFUL, TRIED = -1e3, -math.inf
 
 
 class GpProposer:

@@ -13,6 +13,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
 
+import numpy as np
+from numpy.typing import NDArray
+
 from sweeps.finalists import sweep_noise
 from sweeps.noise import Noise, pooled_noise
 from sweeps.objectives import Objective, objectives_in, values_of
@@ -24,22 +27,6 @@ def dominates(one: Sequence[float], other: Sequence[float], signs: Sequence[floa
     """Whether one is as good as the other on all objectives and better on one of them."""
     gains = [sign * (a - b) for a, b, sign in zip(one, other, signs, strict=True)]
     return all(gain >= 0 for gain in gains) and any(gain > 0 for gain in gains)
-
-
-def beats(
-    one: Sequence[float], other: Sequence[float], signs: Sequence[float], limits: Sequence[float]
-) -> bool:
-    """The same as far as noise can tell.
-
-    Args:
-        one: Values of one trial.
-        other: Of the other.
-        signs: 1 where more is better, -1 where less is.
-        limits: Largest difference of each objective that counts as a tie.
-    """
-    gains = [sign * (a - b) for a, b, sign in zip(one, other, signs, strict=True)]
-    pairs = list(zip(gains, limits, strict=True))
-    return all(gain >= -limit for gain, limit in pairs) and any(g > limit for g, limit in pairs)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,7 +104,7 @@ def front_of(record: SweepRecord) -> Front | None:
     places = pareto_front([p for p in means if p is not None], objectives, noises)
     control = record.control and _place(record.controls, objectives, record.control)
     if control is not None:
-        control = _judged(control, places, objectives, _Limits(noises))
+        control = _Field(places, objectives, noises).judge(control)
     return Front(objectives=objectives, noises=noises, places=places, control=control)
 
 
@@ -125,49 +112,60 @@ def pareto_front(
     places: Sequence[Place], objectives: Sequence[Objective], noises: Sequence[Noise]
 ) -> tuple[Place, ...]:
     """Say of each place whether it is on the front, and what beats it."""
-    limits = _Limits(noises)
-    return tuple(_judged(place, places, objectives, limits) for place in places)
+    field = _Field(places, objectives, noises)
+    return tuple(field.judge(place) for place in places)
 
 
-class _Limits:
-    """The largest difference of each objective that counts as a tie.
+class _Field:
+    """Places that others are compared with, themselves among them.
+
+    As arrays, since a thousand trials are a million pairs at each look at a running sweep. M
+    objectives, N places.
 
     Args:
+        places: In any order.
+        objectives: Of their values.
         noises: Of the objectives.
     """
 
-    def __init__(self, noises: Sequence[Noise]) -> None:
+    def __init__(
+        self, places: Sequence[Place], objectives: Sequence[Objective], noises: Sequence[Noise]
+    ) -> None:
+        first = objectives[0].sign
+        # The best by the first objective first: of all that beat a place, this one is named.
+        self._places = sorted(places, key=lambda p: (-first * p.values[0], p.trial.number))
         self._noises = noises
-        self._known: dict[tuple[int, int], tuple[float, ...]] = {}
+        self._signs = np.array([[each.sign] for each in objectives])  # [M, 1]
+        rows = [place.values for place in self._places]
+        self._values = np.array(rows, dtype=float).reshape(-1, len(objectives)).T  # [M, N]
+        self._is_repeated = np.array([p.is_repeated for p in self._places], dtype=bool)  # [N]
+        self._limits: dict[int, NDArray[np.float64]] = {}
 
-    def between(self, one: Place, other: Place) -> tuple[float, ...]:
-        """Of two places; they depend on the numbers of scores alone."""
-        counts = (one.num_scores, other.num_scores)
-        if counts not in self._known:
-            self._known[counts] = tuple(noise.threshold(*counts) for noise in self._noises)
-        return self._known[counts]
+    def judge(self, place: Place) -> Place:
+        """Say of a place whether it is on the front, and what beats it."""
+        gains = self._signs * (self._values - np.array([place.values]).T)  # [M, N]
+        limits = self._limits_to(place.num_scores)
+        is_rival = self._is_repeated | (not place.is_repeated)
+        dominates = is_rival & (gains >= 0).all(axis=0) & (gains > 0).any(axis=0)
+        beats = is_rival & (gains >= -limits).all(axis=0) & (gains > limits).any(axis=0)
+        best = self._places[beats.argmax()] if beats.any() else None
+        return replace(
+            place,
+            on_front=not dominates.any(),
+            beaten_by=None if best is None else best.trial.label,
+        )
 
-
-def _judged(
-    place: Place, others: Sequence[Place], objectives: Sequence[Objective], limits: _Limits
-) -> Place:
-    signs = [each.sign for each in objectives]
-    rivals = [
-        other
-        for other in others
-        if other.trial.label != place.trial.label and (other.is_repeated or not place.is_repeated)
-    ]
-    beating = [
-        rival
-        for rival in rivals
-        if beats(rival.values, place.values, signs, limits.between(rival, place))
-    ]
-    best = max(beating, key=lambda p: (signs[0] * p.values[0], -p.trial.number), default=None)
-    return replace(
-        place,
-        on_front=not any(dominates(rival.values, place.values, signs) for rival in rivals),
-        beaten_by=None if best is None else best.trial.label,
-    )
+    def _limits_to(self, num_scores: int) -> NDArray[np.float64]:  # [M, N]
+        """The largest differences that count as ties with a mean of so many scores."""
+        if num_scores not in self._limits:
+            counts = [place.num_scores for place in self._places]
+            known = {
+                count: [noise.threshold(count, num_scores) for noise in self._noises]
+                for count in set(counts)
+            }
+            rows = np.array([known[count] for count in counts], dtype=float)
+            self._limits[num_scores] = rows.reshape(-1, len(self._noises)).T
+        return self._limits[num_scores]
 
 
 def _place(

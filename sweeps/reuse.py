@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from ray.air.execution._internal import TrackedActor
 from ray.tune.execution.tune_controller import TuneController
 from ray.tune.experiment import Trial
 
@@ -11,6 +12,8 @@ from ray.tune.experiment import Trial
 @contextmanager
 def starting_processes_are_kept() -> Iterator[None]:
     """Let a trial whose process is starting wait for it, rather than take over one that is free.
+
+    With `deaths_in_a_reset_are_deaths`, for the processes that are handed on after all.
 
     Reason: Ray 2.60 kills the process that starts and gives its trial the free one. The trial after
     that then waits for a process that starts from nothing, and where trials are short all but one
@@ -29,6 +32,34 @@ def starting_processes_are_kept() -> Iterator[None]:
 
     TuneController._maybe_reuse_cached_actor = reuse  # pyright: ignore[reportAttributeAccessIssue]
     try:
-        yield
+        with deaths_in_a_reset_are_deaths():
+            yield
     finally:
         TuneController._maybe_reuse_cached_actor = kept
+
+
+@contextmanager
+def deaths_in_a_reset_are_deaths() -> Iterator[None]:
+    """Let a trial that loses a process it has just been given lose it as one that trains does.
+
+    Reason: Ray 2.60 calls back twice, for the process and for the reset that it does not answer.
+    The first callback takes the trial, which is pending, for one whose process did not start, and
+    queues it anew; the second finds it pending and ends it, whatever retries are left. A trial that
+    runs is left to the second callback alone.
+    Goes when: `TuneController._actor_failed` tells trials in `_resetting_trials` apart.
+    """
+    kept: Any = TuneController._actor_failed
+
+    def fail(self: TuneController, tracked_actor: TrackedActor, exception: Exception) -> None:
+        trial = self._actor_to_trial[tracked_actor]
+        if trial in self._resetting_trials:
+            self._resetting_trials.remove(trial)
+            self._unstage_trial_with_resources(trial)
+            self._set_trial_status(trial, Trial.RUNNING)
+        kept(self, tracked_actor, exception)
+
+    TuneController._actor_failed = fail  # pyright: ignore[reportAttributeAccessIssue]
+    try:
+        yield
+    finally:
+        TuneController._actor_failed = kept

@@ -18,6 +18,8 @@ AlsoMetric = Literal["NDS", "mAP", "mATE", "mASE", "mAOE", "mAVE", "mAAE", "AP",
 Mode = Literal["max", "min"]
 # With more objectives than these nearly every trial is on the front.
 MAX_ALSO = 3
+# A week; the timer that watches cannot be set to any length of time.
+MAX_SILENCE_MINUTES = 7 * 24 * 60
 # The classes of nuScenes' detection task.
 CLASSES = (
     "car",
@@ -239,7 +241,7 @@ class ResourcesSpec(Section):
     cpus: int = Field(default=1, ge=1)
     concurrent: int | None = Field(default=None, ge=1)
     retries: int = Field(default=2, ge=0)
-    silence_minutes: float | None = Field(default=60.0, gt=0, strict=False)
+    silence_minutes: float | None = Field(default=60.0, gt=0, le=MAX_SILENCE_MINUTES, strict=False)
 
     def rules(self) -> Iterator[tuple[str, str]]:
         """Each process has the same number of CPUs."""

@@ -29,7 +29,11 @@ class Watchdog:
     def __enter__(self) -> "Watchdog":
         if self._limit_s is not None:
             self._file = self._path.open("wb")
-            self.heard()
+            try:
+                self.heard()
+            except (OverflowError, ValueError):  # no timer takes such a limit
+                self._close()
+                raise
         return self
 
     def __exit__(
@@ -38,6 +42,9 @@ class Watchdog:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        self._close()
+
+    def _close(self) -> None:
         if self._file is not None:
             self.rest()
             self._file.close()

@@ -18,7 +18,9 @@ Source: spread and correlations are those assumed in the project's simulation of
 
 import heapq
 import math
-from dataclasses import dataclass, field
+from bisect import insort
+from collections import Counter, defaultdict
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Literal
 
@@ -30,8 +32,10 @@ from sweeps.stopping import Rule, decide
 
 SPREAD = 0.006
 CORRELATION_LOST_PER_HALVING = 0.15
-# A simulated sweep that only hours limit ends here.
-MAX_TRIALS = 1000
+# A course without a number of trials is simulated with this one.
+MAX_TRIALS = 10_000
+# More peers hardly move a verdict, and cost time: of more, every second one counts, or third, ...
+MAX_PEERS = 1000
 
 Kind = Literal["control", "search", "finals"]
 
@@ -111,15 +115,22 @@ class _Trial:
     end: float | None = None
     stopped: bool = False
 
+    @property
+    def is_finished(self) -> bool:
+        """Whether it has come to its last rung."""
+        return self.rungs == len(self.scores)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Judgement:
-    """A decision at a rung, as the simulation met it."""
+    """A decision at a rung, as the simulation met it.
+
+    Its peers are the values of the earlier judgements of that rung.
+    """
 
     trial: int
     rung: int
     value: float
-    peers: tuple[float, ...]
     stop: bool
 
 
@@ -151,26 +162,44 @@ class Simulated:
         return bool(searched) and max(searched, key=lambda trial: trial.final).stopped
 
 
+@dataclass(kw_only=True)
+class _Tally:
+    """What the rules ask of a sweep, counted on the way: looking it up makes long sweeps slow.
+
+    Attributes:
+        begun: Trainings of each kind.
+        finished: Those that came to their last rung.
+        running: Numbers of trials.
+        ended_hours: Of all trials that have ended.
+        scores: Of searched trials by rung and objective, ascending.
+    """
+
+    begun: Counter[Kind] = field(default_factory=Counter)
+    finished: Counter[Kind] = field(default_factory=Counter)
+    running: set[int] = field(default_factory=set)
+    ended_hours: float = 0.0
+    scores: dict[tuple[int, int], list[float]] = field(default_factory=lambda: defaultdict(list))
+
+
 def simulate(setting: Setting, rng: np.random.Generator) -> Simulated:
     """Run one sweep through the real rules on made-up scores."""
-    sweep = Simulated()
+    if setting.course.trials is None:
+        setting = replace(setting, course=replace(setting.course, trials=MAX_TRIALS))
+    sweep, tally = Simulated(), _Tally()
     events: list[tuple[float, int]] = []  # (when, which trial reaches its next rung)
-    running: set[int] = set()
     now = 0.0
     while True:
-        while len(running) < setting.slots and _begin(setting, sweep, now, running, rng):
-            number = len(sweep.trials) - 1
-            running.add(number)
-            heapq.heappush(events, (now + _leg(setting, 0), number))
+        while len(tally.running) < setting.slots and _begin(setting, sweep, tally, now, rng):
+            heapq.heappush(events, (now + _leg(setting, 0), len(sweep.trials) - 1))
         if not events:
             sweep.hours = now
             return sweep
         now, number = heapq.heappop(events)
         trial = sweep.trials[number]
         trial.rungs += 1
-        if trial.rungs == len(trial.scores) or _stops(setting, sweep, number):
-            trial.end = now
-            running.discard(number)
+        if trial.is_finished or _stops(setting, sweep, tally, number):
+            _end(trial, tally, now)
+            tally.running.discard(number)
         else:
             heapq.heappush(events, (now + _leg(setting, trial.rungs), number))
 
@@ -182,41 +211,43 @@ def _leg(setting: Setting, rung: int) -> float:
 
 
 def _begin(
-    setting: Setting, sweep: Simulated, now: float, running: set[int], rng: np.random.Generator
+    setting: Setting, sweep: Simulated, tally: _Tally, now: float, rng: np.random.Generator
 ) -> bool:
     """Begin what the course asks for next; False if that is nothing at the moment."""
-    progress = _progress(setting, sweep, now, running)
+    progress = _progress(setting, sweep, tally, now)
     if progress.num_finals and progress.num_finals >= setting.course.num_finals:
         return False
     step = next_step(setting.course, progress)
     sweep.limit = step.limit or sweep.limit
-    is_without_finalist = step.next == "finals" and not _has_result(sweep)
-    if step.next in ("wait", "end") or is_without_finalist or progress.num_searched >= MAX_TRIALS:
+    is_without_finalist = step.next == "finals" and not tally.finished["search"]
+    if step.next in ("wait", "end") or is_without_finalist:
         return False
     final, scores = setting.curves.draw(rng)
     further = tuple(setting.curves.draw(rng)[1] for _ in range(setting.num_objectives - 1))
+    tally.begun[step.next] += 1
+    tally.running.add(len(sweep.trials))
     sweep.trials.append(
         _Trial(kind=step.next, begun=now, final=final, scores=scores, further=further)
     )
     return True
 
 
-def _has_result(sweep: Simulated) -> bool:
-    return any(trial.rungs == len(trial.scores) for trial in sweep.searched)
+def _end(trial: _Trial, tally: _Tally, now: float) -> None:
+    trial.end = now
+    tally.ended_hours += now - trial.begun
+    tally.finished[trial.kind] += trial.is_finished
 
 
-def _progress(setting: Setting, sweep: Simulated, now: float, running: set[int]) -> Progress:
-    kinds = [trial.kind for trial in sweep.trials]
-    elapsed = [now - sweep.trials[number].begun for number in running]
-    ended = [t.end - t.begun for t in sweep.trials if t.end is not None]
-    has_full = any(t.rungs == len(t.scores) for t in sweep.trials)
-    full = setting.full_hours if has_full else None
+def _progress(setting: Setting, sweep: Simulated, tally: _Tally, now: float) -> Progress:
+    running = [sweep.trials[number] for number in tally.running]
+    elapsed = [now - trial.begun for trial in running]
+    full = setting.full_hours if tally.finished.total() else None
     return Progress(
-        num_controls=kinds.count("control"),
-        num_searched=kinds.count("search"),
-        num_search_running=sum(sweep.trials[n].kind == "search" for n in running),
-        num_finals=kinds.count("finals"),
-        trial_hours=sum(ended) + sum(elapsed),
+        num_controls=tally.begun["control"],
+        num_searched=tally.begun["search"],
+        num_search_running=sum(trial.kind == "search" for trial in running),
+        num_finals=tally.begun["finals"],
+        trial_hours=tally.ended_hours + sum(elapsed),
         rest_hours=sum(max(0.0, (full or 0.0) - hours) for hours in elapsed),
         hours=now,
         full_hours=full,
@@ -224,37 +255,33 @@ def _progress(setting: Setting, sweep: Simulated, now: float, running: set[int])
     )
 
 
-def _stops(setting: Setting, sweep: Simulated, number: int) -> bool:
+def _stops(setting: Setting, sweep: Simulated, tally: _Tally, number: int) -> bool:
     """What the real rule decides at a trial's rung, with the peers that a real sweep would see."""
     trial = sweep.trials[number]
     if trial.kind != "search":
         return False
     index = trial.rungs - 1
-    others = [
-        other
-        for place, other in enumerate(sweep.trials)
-        if other.kind == "search" and place != number and other.rungs > index
-    ]
-    peers = tuple(other.scores[index] for other in others)
-    controls = [t for t in sweep.trials if t.kind == "control"]
-    is_known = setting.noise_is_declared or all(t.end is not None for t in controls)
-    values = [(trial.scores[index], peers)]
-    for place, scores in enumerate(trial.further):
-        values.append((scores[index], tuple(other.further[place][index] for other in others)))
-    verdicts = [
-        decide(
+    is_known = setting.noise_is_declared or tally.finished["control"] == tally.begun["control"]
+    verdicts: list[bool] = []
+    for place, scores in enumerate((trial.scores, *trial.further)):
+        peers = tally.scores[index, place]
+        verdict = decide(
             setting.rule,
-            value=value,
-            peers=beside,
+            value=scores[index],
+            peers=_some_of(peers),
             noise=setting.curves.noise if is_known else None,
             val_share=setting.curves.fidelities[index][1],
         )
-        for value, beside in values
-    ]
-    trial.stopped = all(verdict.stop for verdict in verdicts)
+        verdicts.append(verdict.stop)
+        insort(peers, scores[index])
+    trial.stopped = all(verdicts)
     sweep.judgements.append(
-        Judgement(
-            trial=number, rung=index, value=trial.scores[index], peers=peers, stop=trial.stopped
-        )
+        Judgement(trial=number, rung=index, value=trial.scores[index], stop=trial.stopped)
     )
     return trial.stopped
+
+
+def _some_of(peers: list[float]) -> list[float]:
+    """Ascending scores, evenly thinned out where they are many."""
+    step = math.ceil(len(peers) / MAX_PEERS)
+    return peers if step < 2 else peers[step // 2 :: step]

@@ -5,7 +5,9 @@ can. Kinds of records: `attempt`, `log`, `rung`, `artifact`, `flag`. After a res
 again; the later line holds.
 """
 
+import errno
 import json
+import logging
 import os
 import time
 from collections.abc import Collection, Mapping
@@ -19,6 +21,10 @@ MAX_CHUNK_BYTES = 4 << 20
 SYNC_S = 1.0
 # What is kept of a curve: all of the newest points, older ones ever more sparsely.
 MAX_POINTS, NUM_NEWEST = 1024, 256
+
+logger = logging.getLogger(__name__)
+# What was said about a line, by spool and offset: it may be read again and again.
+_complaints: set[tuple[Path, int]] = set()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,10 +46,14 @@ def spool_path(trial_dir: Path) -> Path:
 
 
 class SpoolWriter:
-    """Appends to a spool; each record is one write, so readers see whole lines."""
+    """Appends to a spool; each record is one write, so readers see whole lines.
+
+    Its methods raise OSError if a record does not fit on the disk; none of it is left there then.
+    """
 
     def __init__(self, path: Path) -> None:
         _cut_torn_line(path)
+        self._path = path
         self._file = path.open("ab", buffering=0)
         self._synced_at = time.monotonic()
 
@@ -91,11 +101,20 @@ class SpoolWriter:
 
     def _append(self, kind: str, **values: Any) -> None:
         record = {"kind": kind, "time_ms": time.time_ns() // 1_000_000, **values}
-        self._file.write(json.dumps(record).encode() + b"\n")
+        line = json.dumps(record).encode() + b"\n"
+        written = self._file.write(line)
+        if written != len(line):
+            # A full disk takes a part and no error tells it; the next line must not join that part.
+            self._file.truncate(self._file.tell() - written)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._path))
 
 
 def read_spool(path: Path, offset: int = 0) -> SpoolChunk:
-    """Read whole lines from an offset on, some megabytes at most; nothing if there is no spool."""
+    """Read whole lines from an offset on, some megabytes at most; nothing if there is no spool.
+
+    A line that is no record is left out and logged once: one broken line, such as a power failure
+    leaves, must not keep the others.
+    """
     try:
         with path.open("rb") as file:
             file.seek(offset)
@@ -105,8 +124,26 @@ def read_spool(path: Path, offset: int = 0) -> SpoolChunk:
     except FileNotFoundError:
         return SpoolChunk(records=(), offset=offset)
     whole = data[: data.rfind(b"\n") + 1]
-    records = tuple(json.loads(line) for line in whole.splitlines())
-    return SpoolChunk(records=records, offset=offset + len(whole))
+    records, end = [], offset
+    for line in whole.splitlines(keepends=True):
+        record = _record_of(line)
+        if record is not None:
+            records.append(record)
+        elif (path, end) not in _complaints:
+            _complaints.add((path, end))
+            logger.warning("%s: the line at byte %d is no record and is left out", path, end)
+        end += len(line)
+    if whole and not records:  # to the caller this would be the end of the spool
+        return read_spool(path, end)
+    return SpoolChunk(records=tuple(records), offset=end)
+
+
+def _record_of(line: bytes) -> dict[str, Any] | None:
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return None
+    return record if isinstance(record, dict) else None
 
 
 class SpoolCurves:

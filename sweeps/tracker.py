@@ -8,7 +8,7 @@ import logging
 import threading
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -220,9 +220,15 @@ def flush_spools(directory: Path, *, timeout_s: float = 60.0) -> int:
 
 def _with_trial(record: SweepRecord, trial: TrialRecord) -> SweepRecord:
     if trial.role == "control":
-        return replace(record, control=trial)
-    others = [each for each in record.trials if each.label != trial.label]
-    return replace(record, trials=tuple(sorted([*others, trial], key=lambda each: each.number)))
+        first, *repeats = _among(record.controls, trial)
+        return replace(record, control=first, control_repeats=tuple(repeats))
+    return replace(record, trials=_among(record.trials, trial))
+
+
+def _among(trials: Sequence[TrialRecord], trial: TrialRecord) -> tuple[TrialRecord, ...]:
+    """The trials with the newest state of one of them, by number."""
+    others = [each for each in trials if each.label != trial.label]
+    return tuple(sorted([*others, trial], key=lambda each: each.number))
 
 
 def _brief(error: Exception | None) -> str:

@@ -181,9 +181,9 @@ class Attempt:
         self._resumed_at = time.monotonic()
         try:
             event = self._train_on_disk()
-        except OSError as error:  # neither log nor spool can be written: nothing is trained
-            reason = f"{type(error).__name__}: {error}"
-            event = Ending(outcome="failed", reason=reason, seconds=self.seconds())
+        except Exception as error:  # noqa: BLE001  without an event the trial would wait for ever
+            # Mostly neither log nor spool can be written: nothing is trained.
+            event = _failed(error, self.seconds())
         self._events.put(event)
 
     def _train_on_disk(self) -> Ending | Exception:
@@ -246,6 +246,38 @@ class Attempt:
             silence_s=self._job.silence_s,
         )
         self._gang.train(training, report, self.check)
+
+
+class NoAttempt:
+    """Stands for an attempt that cannot begin in this process.
+
+    Tune hears of it as of any other, since it forgets trials whose process cannot be set up.
+
+    Args:
+        event: What its first `next` gives, or raises if it is an exception.
+    """
+
+    def __init__(self, event: Ending | ProcessLost) -> None:
+        self._event = event
+
+    @property
+    def flags(self) -> Mapping[str, str]:
+        """Nothing was trained that the health rules could speak of."""
+        return {}
+
+    def next(self) -> Event:
+        """Say why.
+
+        Raises:
+            ProcessLost: If the attempt could begin in another process.
+        """
+        if isinstance(self._event, ProcessLost):
+            raise self._event
+        return self._event
+
+    def stop(self) -> bool:
+        """There is nothing to end."""
+        return True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -334,9 +366,12 @@ class SweepTrainable(tune.Trainable):
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Take up another trial in the same processes, if the last one has ended."""
-        if not self._attempt.stop():
-            return False
-        self._attempt = self._new_attempt(new_config)
+        if self._attempt.stop():
+            self._attempt = self._new_attempt(new_config)
+        else:
+            # Tune gives up a trial that is refused here; one that loses its process gets another.
+            lost = ProcessLost(f"the training before it does not end in {STOP_TIMEOUT_S:g} s")
+            self._attempt = NoAttempt(lost)
         return True
 
     def step(self) -> dict[str, Any]:
@@ -354,12 +389,20 @@ class SweepTrainable(tune.Trainable):
         if self._gang is not None:
             self._gang.close()
 
-    def _new_attempt(self, config: dict[str, Any]) -> Attempt:
+    def _new_attempt(self, config: dict[str, Any]) -> Attempt | NoAttempt:
         task = Task(**json.loads(config[TASK_KEY]))
-        if self._gang is not None:  # it looks after its processes itself
-            return Attempt(self.job, task, self._gang)
-        node = get_runtime_context().get_node_id()
-        return Attempt(self.job, task, mark=Mark(node=node, num_killed=num_killed()))
+        mark = None
+        if self._gang is None:  # a gang looks after its processes itself
+            mark = Mark(node=get_runtime_context().get_node_id(), num_killed=num_killed())
+        try:
+            return Attempt(self.job, task, self._gang, mark)
+        except OSError as error:  # its directory cannot be made
+            return NoAttempt(_failed(error, task.seconds))
+
+
+def _failed(error: Exception, seconds: float) -> Ending:
+    """The end of a trial that an error kept from its training."""
+    return Ending(outcome="failed", reason=f"{type(error).__name__}: {error}", seconds=seconds)
 
 
 def _newest(latest: Path, checkpoint: str | None) -> Path | None:

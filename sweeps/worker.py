@@ -170,8 +170,10 @@ class Worker:
             self._watchdog = watchdog
             with logged_to(log), watchdog:
                 end = self._train(training, seat, log)
-        except OSError as error:  # no log, no training: the disk is full or gone
-            end = End(error=GangFailed(f"rank {seat.rank} of {seat.size}: {error}"))
+        except Exception as error:  # noqa: BLE001  without an end the gang would wait for ever
+            # Mostly there is no log, hence no training: the disk is full or gone.
+            who = f"rank {seat.rank} of {seat.size}"
+            end = End(error=GangFailed(f"{who}: {type(error).__name__}: {error}"))
         self._events.put(end)
 
     def _train(self, training: Training, seat: Seat, log: Path) -> End:

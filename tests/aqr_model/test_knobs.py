@@ -24,7 +24,8 @@ def test_there_is_a_knob_for_every_field_of_the_semantics():
     [
         (knob, value)
         for knob in KNOBS.values()
-        for value in {knob.default, *(knob.choices or ()), knob.low, knob.high} - {None}
+        for value in dict.fromkeys((knob.default, *(knob.choices or ()), knob.low, knob.high))
+        if value is not None
         if any(key.startswith(HEAD) and key.split(".")[2] in PARTS for key in knob.keys)
     ],
     ids=lambda part: getattr(part, "name", str(part)),

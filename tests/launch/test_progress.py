@@ -4,8 +4,10 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
+from launch import progress as progress_module
 from launch.display import duration
 from launch.progress import Picture, Progress, render, seconds_left
+from sweeps import analysis
 from sweeps.listeners import SweepContext
 from sweeps.record import RungResult, TrialRecord
 from sweeps.sections import FinalistsSpec
@@ -172,6 +174,55 @@ def test_without_a_number_of_trials_there_is_no_share_of_it(console, clock):
     assert "3 trials done. Best so far * t000" in console.export_text()
     console.print(render(progress.picture, width=110))
     assert "3 trials, 1:30 min elapsed" in console.export_text()
+
+
+def test_trials_may_begin_while_another_thread_draws(clock, monkeypatch):
+    numbers = iter(range(2, 1000))
+
+    def meanwhile():
+        monkeypatch.setattr(picture, "_clock", clock)
+        picture.start(trial(next(numbers)))
+
+    class Busy(TrialRecord):
+        def __getattribute__(self, name):
+            if name == "role":
+                meanwhile()
+            return super().__getattribute__(name)
+
+    def busy_clock():
+        meanwhile()
+        return 60.0
+
+    def busy_duration(seconds):
+        meanwhile()
+        return duration(seconds)
+
+    picture = Picture(SPEC, clock)
+    picture.start(at_rungs(trial(0), 0.3))
+    picture.start(Busy(**vars(trial(1))))
+    assert [each.number for each in picture.started][:2] == [0, 1]
+    monkeypatch.setattr(picture, "_clock", busy_clock)
+    assert picture.left is not None
+    monkeypatch.setattr(progress_module, "duration", busy_duration)
+    assert picture.states()["t000-0000aaaa"].startswith("training")
+    assert len(picture.trials) > 4
+
+
+def test_what_ends_while_the_board_is_made_is_on_the_next_one(clock, monkeypatch):
+    picture = Picture(SPEC, clock)
+    picture.take(at_rungs(trial(0), 0.3, 0.4, outcome="finished"))
+    leaderboard = analysis.leaderboard
+
+    def slow(record):
+        board = leaderboard(record)
+        picture.take(at_rungs(trial(1), 0.3, 0.5, outcome="finished"))
+        return board
+
+    monkeypatch.setattr(analysis, "leaderboard", slow)
+    assert picture.board().best.trial.number == 0
+    monkeypatch.setattr(analysis, "leaderboard", leaderboard)
+    assert picture.board().best.trial.number == 1
+    assert picture.board() is picture.board()
 
 
 def test_a_small_terminal_keeps_the_control_the_running_and_the_best(console, clock):

@@ -62,6 +62,15 @@ def test_a_narrow_peak_is_found_from_a_start_beside_it(tmp_path: Path) -> None:
     assert worth([found])[0] > 0.9
 
 
+def test_where_nothing_is_worth_looking_at_it_still_returns_a_point(tmp_path: Path) -> None:
+    space = small_spec(tmp_path, constraints="[x + y <= 0.5]").build_space()
+    start = {"x": 0.1, "y": 0.1}
+    found = maximise(
+        lambda points: np.full(len(points), -math.inf), space, [start], np.random.default_rng(0)
+    )
+    assert space.is_feasible(found)
+
+
 def test_moves_stay_on_their_axes(tmp_path: Path) -> None:
     space = small_spec(
         tmp_path,

@@ -1,5 +1,9 @@
+import heapq
+import math
 from dataclasses import replace
+from statistics import fmean
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -67,6 +71,23 @@ FINALS = replace(PLAIN, num_finals=6)
         (replace(PLAIN, hours=5), {"num_controls": 1, "hours": 5}, ("end", "hours")),
         (
             replace(FINALS, hours=5),
+            {"num_controls": 1, "num_searched": 1, "hours": 2, "full_hours": 1.0, "slots": 3},
+            ("search", None),
+        ),
+        # They wait for the last searched trial, which takes its time too.
+        (
+            replace(FINALS, hours=5),
+            {"num_controls": 1, "num_searched": 1, "hours": 2.1, "full_hours": 1.0, "slots": 3},
+            ("finals", "hours"),
+        ),
+        (
+            replace(PLAIN, hours=5),
+            {"num_controls": 1, "num_searched": 1, "hours": 4.9, "full_hours": 1.0, "slots": 3},
+            ("search", None),
+        ),
+        # Nothing is to be repeated yet.
+        (
+            replace(FINALS, hours=5),
             {"num_controls": 1, "hours": 2.9, "full_hours": 1.0, "slots": 3},
             ("search", None),
         ),
@@ -88,6 +109,52 @@ def test_what_comes_next(course, now, expected):
     step = next_step(course, Progress(**now))
     assert (step.next, step.limit) == expected
     assert bool(step.reason) == (step.limit is not None)
+
+
+def trainings_until(hours: float, num_finals: int, *, spread: float, seed: int) -> list[str]:
+    """What begins on 8 slots, where a training takes 2.3 hours on average."""
+    course = Course(num_controls=1, num_finals=num_finals, gpus=1, hours=hours)
+    rng = np.random.default_rng(seed)
+    kinds: list[str] = []
+    ends: list[tuple[float, str, float]] = []  # (when, what, how long)
+    took: list[float] = []
+    now = 0.0
+    while True:
+        while len(ends) < 8 and kinds.count("finals") < max(1, num_finals):
+            running = [kind for _, kind, _ in ends]
+            step = next_step(
+                course,
+                Progress(
+                    num_controls=kinds.count("control"),
+                    num_searched=kinds.count("search"),
+                    num_search_running=running.count("search"),
+                    num_finals=kinds.count("finals"),
+                    hours=now,
+                    full_hours=fmean(took) if took else None,
+                    slots=8,
+                ),
+            )
+            if step.next in ("wait", "end"):
+                break
+            length = 2.3 * (1 + spread * rng.standard_normal())
+            kinds.append(step.next)
+            heapq.heappush(ends, (now + length, step.next, length))
+        if not ends:
+            return kinds
+        now, _, length = heapq.heappop(ends)
+        took.append(length)
+
+
+@pytest.mark.parametrize("spread", [0.05, 0.1])
+@pytest.mark.parametrize("num_finals", [6, 12])
+def test_the_last_searched_trials_do_not_take_the_hours_of_the_finals(
+    spread: float, num_finals: int
+) -> None:
+    sweeps = [trainings_until(72, num_finals, spread=spread, seed=seed) for seed in range(100)]
+    assert {kinds.count("finals") for kinds in sweeps} == {num_finals}
+    # A slot holds 31 trainings one after the other; the search leaves no more than it must.
+    rounds = math.ceil(num_finals / 8)
+    assert all(kinds.count("search") >= 8 * (29 - rounds) for kinds in sweeps)
 
 
 @given(

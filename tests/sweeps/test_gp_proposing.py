@@ -136,6 +136,43 @@ def test_a_discrete_space_is_searched_to_its_end(tmp_path: Path) -> None:
     assert len(set(points)) == 9
 
 
+def test_a_space_without_an_untried_point_repeats_one(tmp_path: Path) -> None:
+    spec = spec_of(
+        tmp_path,
+        space="{x: {choices: [0, 1]}, y: {low: 0, high: 1, step: 1}}",
+        search="{sampler: gp, seed: 0, startup: 1}",
+    )
+    points = searched(spec, 7, score=lambda x, y: 0.4 + 0.01 * x)
+    corners = {(0.0, 0.0), (0.0, 1.0), (1.0, 0.0), (1.0, 1.0)}
+    assert set(points[:4]) == corners
+    assert set(points[4:]) <= corners
+
+
+@pytest.mark.parametrize("objective", ["{}", "{noise: 0}"])
+@pytest.mark.parametrize("num_ended", [1, 2, 4])
+@pytest.mark.parametrize("rungs", [(0.68, 0.68, 0.68), (0.5, 0.6, 0.68)])
+def test_scores_that_do_not_spread_still_say_where_trials_have_been(
+    tmp_path: Path, objective: str, num_ended: int, rungs: tuple[float, ...]
+) -> None:
+    # One score of each rung, or equal ones: what trials gain from rung to rung says nothing of
+    # the differences between points.
+    spec = small_spec(
+        tmp_path,
+        objective=objective,
+        search="{sampler: gp, seed: 0, startup: 1}",
+        constraints="[]",
+        stopping="{rule: none, rungs: [0.25, 0.5, 1.0]}",
+    )
+    source, places = Proposer(spec, spec.build_space(), []), []
+    for number in range(num_ended + 4):
+        sampled = source.propose()
+        places.append((float(sampled["x"]), float(sampled["y"])))
+        if number < num_ended:
+            source.learn(trial(number, places[-1], *rungs))
+    apart = [math.dist(a, b) for i, a in enumerate(places) for b in places[:i]]
+    assert min(apart) > 0.2
+
+
 def test_scores_of_a_running_trial_count(tmp_path: Path) -> None:
     spec = spec_of(tmp_path)
     rng = np.random.default_rng(1)

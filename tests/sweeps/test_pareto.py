@@ -1,6 +1,9 @@
 """The front, with noise and with repeats; twins by the definitions, word for word."""
 
+import random
+import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +16,6 @@ from sweeps.noise import Noise
 from sweeps.objectives import Objective, objectives_of, values_of
 from sweeps.pareto import (
     Place,
-    beats,
     best_of_front,
     decide_on_all,
     dominates,
@@ -48,6 +50,39 @@ def place(number: int, values: Sequence[float], *, repeats: int = 0) -> Place:
 def places(draw: st.DrawFn) -> list[Place]:
     rows = draw(st.lists(st.tuples(NDS_VALUES, TIMES, st.integers(0, 2)), max_size=8))
     return [place(i, row[:2], repeats=row[2]) for i, row in enumerate(rows)]
+
+
+def beats(
+    one: Sequence[float], other: Sequence[float], signs: Sequence[float], limits: Sequence[float]
+) -> bool:
+    """Better by more than the limit on one objective, worse by more than that on none."""
+    gains = [sign * (a - b) for a, b, sign in zip(one, other, signs, strict=True)]
+    pairs = list(zip(gains, limits, strict=True))
+    return all(gain >= -limit for gain, limit in pairs) and any(g > limit for g, limit in pairs)
+
+
+def slow_judged(
+    given_places: Sequence[Place], objectives: Sequence[Objective], noises: Sequence[Noise]
+) -> tuple[Place, ...]:
+    """Each place against each other one, from the definitions."""
+    signs = [each.sign for each in objectives]
+    judged: list[Place] = []
+    for one in given_places:
+        rivals = [
+            other
+            for other in given_places
+            if other.trial.label != one.trial.label and (other.is_repeated or not one.is_repeated)
+        ]
+        beating: list[Place] = []
+        for other in rivals:
+            limits = [noise.threshold(other.num_scores, one.num_scores) for noise in noises]
+            if beats(other.values, one.values, signs, limits):
+                beating.append(other)
+        best = max(beating, key=lambda p: (signs[0] * p.values[0], -p.trial.number), default=None)
+        on_front = not any(dominates(other.values, one.values, signs) for other in rivals)
+        beaten_by = None if best is None else best.trial.label
+        judged.append(replace(one, on_front=on_front, beaten_by=beaten_by))
+    return tuple(judged)
 
 
 def slow_front(given_places: Sequence[Place]) -> set[int]:
@@ -98,6 +133,43 @@ def test_noise_makes_ties_and_doubts_but_moves_no_front(
         if one.beaten_by is not None:
             most = max(by_label[label].values[0] for label in beating)
             assert by_label[one.beaten_by].values[0] == most
+
+
+AP = Objective(name="AP(bicycle)", keys=("val/ap/bicycle",), mode="max")
+SCORES = st.floats(0.0, 1.0) | NDS_VALUES
+
+
+@given(
+    st.lists(st.tuples(SCORES, TIMES, SCORES, st.integers(0, 3)), max_size=20),
+    st.lists(st.floats(0.0, 0.02) | st.just(0.0), min_size=3, max_size=3),
+    st.integers(2, 3),
+)
+def test_all_at_once_is_each_pair_by_itself(
+    rows: list[tuple[float, float, float, int]], deviations: list[float], num_objectives: int
+) -> None:
+    objectives = (NDS, TIME, AP)[:num_objectives]
+    noises = [Noise(deviation=each) for each in deviations][:num_objectives]
+    given_places = [
+        place(i, row[:num_objectives], repeats=row[3]) for i, row in enumerate(reversed(rows))
+    ]
+    expected = slow_judged(given_places, objectives, noises)
+    assert pareto_front(given_places, objectives, noises) == expected
+
+
+def test_a_thousand_trials_take_no_time() -> None:
+    draw = random.Random(0)
+    many = [
+        place(i, (draw.gauss(0.4, 0.01), draw.gauss(100, 5), draw.gauss(0.3, 0.02)))
+        for i in range(1000)
+    ]
+    noises = [Noise(deviation=each) for each in (0.002, 0.5, 0.01)]
+    begun = time.process_time()
+    judged = pareto_front(many, (NDS, TIME, AP), noises)
+    # It is done at each look at a sweep, some times a second.
+    assert time.process_time() - begun < 1.0
+    assert 1 < sum(each.on_front for each in judged) < 100
+    few = many[:200]
+    assert pareto_front(few, (NDS, TIME, AP), noises) == slow_judged(few, (NDS, TIME, AP), noises)
 
 
 @given(places(), st.permutations(range(8)))

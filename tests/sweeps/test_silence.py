@@ -73,6 +73,15 @@ def test_nothing_is_watched_without_a_limit(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(("limit_s", "error"), [(1e12, OverflowError), (-1.0, ValueError)])
+def test_a_limit_that_no_timer_takes_leaves_nothing(
+    tmp_path: Path, limit_s: float, error: type[Exception]
+) -> None:
+    with pytest.raises(error), Watchdog(tmp_path, attempt=1, limit_s=limit_s):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_other_files_are_no_account(tmp_path: Path) -> None:
     stacks_path(tmp_path, 1).write_bytes(b"\xff\xfe")
     stacks_path(tmp_path, 2).mkdir()

@@ -205,6 +205,13 @@ def test_known_points_are_completed_by_derivation_and_defaults() -> None:
             "must end with 1, all",
         ),
         ("control: true", "control: 2", "control", "must be true or false, but got 2"),
+        ("gpus: 1,", "silence_minutes: 0,", "resources.silence_minutes", "must be > 0.0, but got"),
+        (
+            "gpus: 1,",
+            "silence_minutes: 1.0e+9,",
+            "resources.silence_minutes",
+            "must be <= 10080.0, but got 1000000000.0",
+        ),
         ("trials: 24", "trials: 0", "budget.trials", "must be >= 1, but got 0"),
         ("hours: 72", "hours: 0", "budget.hours", "must be > 0.0, but got 0"),
         ("hours: 72", "gpu_hours: 0", "budget.gpu_hours", "must be > 0.0, but got 0"),

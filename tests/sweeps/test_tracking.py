@@ -1,4 +1,3 @@
-import json
 import os
 import shutil
 import signal
@@ -187,6 +186,31 @@ def test_a_sweep_in_mlflow(sweep, eye):
     assert names == {"report.md", "spec.yaml"}
 
 
+def test_every_seed_of_the_control_is_followed_while_the_sweep_runs(sweep, eye):
+    tracker = Tracker(poll_s=0.05)
+    controls = [sweep.trial("control") for _ in range(2)]
+    tracker.on_start(sweep.context)
+    controls.append(sweep.trial("control"))
+    trial = sweep.trial()
+    for each in (controls[1], controls[0], trial, controls[2]):
+        tracker.on_trial_start(each)
+    # The first ends last, so that the newest event is not always about the newest trial.
+    scores = [(controls[2], 0.45), (controls[1], 0.35), (trial, 0.43), (controls[0], 0.41)]
+    for each, nds in scores:
+        sweep.log(each, range(3))
+        sweep.rung(each, nds)
+        tracker.on_trial_end(sweep.finish(each, nds))
+    assert tracker.close() == 0  # the driver broke: nothing but the events told of the trials
+    runs = eye.runs()
+    assert set(runs) == {"demo", "control", "control2", "control3", "t000"}
+    for name, nds in {"control": 0.41, "control2": 0.35, "control3": 0.45}.items():
+        assert runs[name].info.status == "FINISHED"
+        assert runs[name].data.metrics["final/nds"] == nds
+        assert eye.history(name, "train/loss") == curve(range(3))
+    delta = eye.history("t000", "delta/nds_vs_control")
+    assert delta == [(100, pytest.approx(0.02))]
+
+
 def test_run_ids_reach_the_study(sweep, eye):
     tracker = Tracker(poll_s=0.01)
     tracker.on_start(sweep.context)
@@ -273,10 +297,9 @@ def test_one_broken_trial_does_not_hold_up_the_others(sweep, eye):
     first, second = sweep.trial(), sweep.trial(amplification=1.2)
     sweep.log(second, range(3))
     path = spool_path(sweep.spec.trial_dir(first.label))
-    path.parent.mkdir(parents=True)
-    path.write_text("no json\n")
+    path.mkdir(parents=True)  # it cannot be read
     mirror, snapshot = mirror_of(sweep)
-    with pytest.raises(json.JSONDecodeError):
+    with pytest.raises(IsADirectoryError):
         mirror.bring(snapshot)
     assert eye.history("t001", "train/loss") == curve(range(3))
 

@@ -6,6 +6,7 @@ import sys
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,14 +20,16 @@ from sweeps.spool import (
     read_spool,
     spool_path,
 )
-from sweeps.task import Ending, Task, flags_of, from_result, to_result
+from sweeps.task import TASK_KEY, Ending, Task, flags_of, from_result, to_result
 from sweeps.tracked import Delivery, flag_tags, points_of
+from sweeps.training import ProcessLost
 from sweeps.trial import (
     LATEST_NAME,
     LOG_NAME,
     Attempt,
     Job,
     Report,
+    SweepTrainable,
     TrialStopped,
     find_rung,
 )
@@ -38,19 +41,29 @@ LABEL = "t000-0123abcd"
 Body = Callable[[Report, Path, Path | None], None]
 
 
-def attempt(tmp_path: Path, body: Body, *, checkpoint: str | None = None) -> Attempt:
+def job_of(tmp_path: Path, body: Body, *, silence_s: float | None = None) -> Job:
     def train(params: object, *, report: Report, workdir: Path, resume_from: Path | None) -> None:
         body(report, workdir, resume_from)
 
-    job = Job(
+    return Job(
         train_fn=train,
         trials_dir=tmp_path,
         fidelities=FIDELITIES,
         metric="val/nds",
         num_threads=1,
+        silence_s=silence_s,
     )
-    task = Task(label=LABEL, params={}, attempt=1, checkpoint=checkpoint, seconds=100.0)
-    return Attempt(job, task)
+
+
+def task_of(label: str = LABEL, checkpoint: str | None = None) -> Task:
+    return Task(label=label, params={}, attempt=1, checkpoint=checkpoint, seconds=100.0)
+
+
+def attempt(
+    tmp_path: Path, body: Body, *, checkpoint: str | None = None, silence_s: float | None = None
+) -> Attempt:
+    job = job_of(tmp_path, body, silence_s=silence_s)
+    return Attempt(job, task_of(checkpoint=checkpoint))
 
 
 def tell(report: Report, index: int, nds: float = 0.3) -> None:
@@ -202,6 +215,22 @@ def test_even_an_exit_is_a_failure_of_the_trial_alone(tmp_path: Path) -> None:
     assert ending(attempt(tmp_path, body).next()).reason.startswith("SystemExit: 3")
 
 
+@pytest.mark.timeout(30)
+def test_an_error_around_the_training_is_a_failure(tmp_path: Path) -> None:
+    # No timer can be set for so long.
+    end = ending(attempt(tmp_path, full, silence_s=1e12).next())
+    assert end.outcome == "failed"
+    assert end.reason.startswith("OverflowError: ")
+    assert 100.0 <= end.seconds < 110.0
+
+
+@pytest.mark.timeout(30)
+def test_a_spool_that_cannot_be_written_is_a_failure(tmp_path: Path) -> None:
+    run = attempt(tmp_path, full)
+    spool_path(tmp_path / LABEL).mkdir()
+    assert ending(run.next()).reason.startswith("IsADirectoryError: [Errno 21]")
+
+
 @pytest.mark.parametrize(
     ("metrics", "fraction", "message"),
     [
@@ -318,6 +347,82 @@ def test_a_rung_is_found_by_both_shares(
     fraction: float, val_share: float, index: int | None
 ) -> None:
     assert find_rung(FIDELITIES, fraction, val_share) == index
+
+
+# A process that Tune gives one trial after the other.
+
+
+@pytest.fixture
+def process(monkeypatch: pytest.MonkeyPatch) -> Callable[[Job, Task], SweepTrainable]:
+    """Takes up its first trial, outside of Ray."""
+    context = SimpleNamespace(get_node_id=lambda: "node")
+    monkeypatch.setattr("sweeps.trial.get_runtime_context", lambda: context)
+    monkeypatch.setattr("sweeps.trial.get_current_placement_group", lambda: None)
+    monkeypatch.setattr("sweeps.trial.use_threads", lambda number: None)
+    monkeypatch.setattr("sweeps.trial.heed_sigterm", lambda: None)
+
+    def start(job: Job, task: Task) -> SweepTrainable:
+        trainable = object.__new__(type("Trial", (SweepTrainable,), {"job": job}))
+        trainable.setup(config(task))
+        return trainable
+
+    return start
+
+
+def config(task: Task) -> dict[str, str]:
+    return {TASK_KEY: task.to_json()}
+
+
+def test_a_process_trains_one_trial_after_the_other(tmp_path: Path, process: Any) -> None:
+    first = process(job_of(tmp_path, full), task_of())
+    assert isinstance(from_result(first.step()), RungResult)
+    assert first.reset_config(config(task_of("t001-0123abcd")))
+    events = [from_result(first.step()) for _ in range(3)]
+    assert ending(events[-1]).outcome == "finished"
+    assert len(read_spool(spool_path(tmp_path / "t001-0123abcd")).records) == 3
+    first.cleanup()
+
+
+def test_after_a_training_that_does_not_end_the_next_trial_asks_for_another_process(
+    tmp_path: Path, process: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sweeps.trial.STOP_TIMEOUT_S", 0.2)
+    is_free = threading.Event()
+
+    def body(report: Report, workdir: Path, resume_from: Path | None) -> None:
+        try:
+            tell(report, 0)
+        finally:
+            is_free.wait()
+
+    trainable = process(job_of(tmp_path, body), task_of())
+    trainable.step()
+    stuck = trainable._attempt
+    try:
+        assert trainable.reset_config(config(task_of("t001-0123abcd")))
+        with pytest.raises(ProcessLost, match="the training before it does not end"):
+            trainable.step()
+        assert not (tmp_path / "t001-0123abcd").exists()
+        trainable.cleanup()
+    finally:
+        is_free.set()
+    assert stuck.stop()
+
+
+def test_a_trial_without_a_directory_fails_with_the_reason(tmp_path: Path, process: Any) -> None:
+    refused = ["t000-0123abcd", "t001-0123abcd"]  # at the start of a process, and later
+    for label in refused:
+        (tmp_path / label).write_text("in the way")
+    trainable = process(job_of(tmp_path, full), task_of(refused[0]))
+    for label, next_label in zip(refused, [refused[1], "t002-0123abcd"], strict=True):
+        result = trainable.step()
+        end = ending(from_result(result))
+        assert (end.outcome, end.seconds, result["done"]) == ("failed", 100.0, True)
+        assert end.reason.startswith("FileExistsError: [Errno 17]")
+        assert label in end.reason
+        assert trainable.reset_config(config(task_of(next_label)))
+    assert isinstance(from_result(trainable.step()), RungResult)
+    trainable.cleanup()
 
 
 # A training whose control falls beside it, and which logs an epoch of ten steps in each tenth.
