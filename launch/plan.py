@@ -148,10 +148,12 @@ def _sampler(spec: "SweepSpec") -> str:
 
 
 def _risk(forecast: "Forecast") -> str:
+    from sweeps.report.wording import rounded
+
     return (
         f"{forecast.losing_best:.0%} that the best trial is stopped, at a noise of"
-        f" {forecast.noise:g}; {forecast.stopped.mean:.1f} of {forecast.searched.mean:.3g} trials"
-        " end early (simulated)"
+        f" {forecast.noise:g}; {forecast.stopped.mean:.1f} of {rounded(forecast.searched.mean)}"
+        " trials end early (simulated)"
     )
 
 

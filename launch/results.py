@@ -94,7 +94,7 @@ def _print_costs(console: Console, record: "SweepRecord") -> None:
         return
     made = table("", "forecast>", "came>")
     for row in rows:
-        made.add_row(row.what, wording.expected(row.expected), f"{row.actual:.3g}")
+        made.add_row(row.what, wording.expected(row.expected), wording.rounded(row.actual))
     console.print(made)
 
 

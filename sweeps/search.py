@@ -13,22 +13,15 @@ from typing import Any
 
 from ray.tune.search import Searcher
 
-from sweeps.belief import expected_scores
 from sweeps.budget import Progress, Step, course_of, next_step
 from sweeps.decisions import Decisions
-from sweeps.finalists import (
-    Repeat,
-    best_trials,
-    new_seeds,
-    planned_repeats,
-    repeats_left,
-)
+from sweeps.finalists import Repeat, new_seeds
 from sweeps.listeners import Audience
 from sweeps.objectives import missing_keys, objectives_of
-from sweeps.pareto import best_of_front
 from sweeps.pareto_proposing import ParetoProposer
 from sweeps.proposing import Proposer
 from sweeps.record import Ledger
+from sweeps.repeating import Finals
 from sweeps.spec import SweepSpec, config_hash
 from sweeps.spending import Spending
 from sweeps.stopping import Verdict
@@ -103,7 +96,7 @@ class StudySearcher(Searcher):
             if spec.objective.also
             else Proposer(spec, self._space, so_far, self._of("control"))
         )
-        self._expectation: tuple[frozenset[str], Mapping[int, float]] | None = None
+        self._finals = Finals(spec, self._space, ledger.trials)
         self._running: dict[str, _Running] = {}
         self._spending = Spending(ledger, self._begun)
         self._num_failed_at_once = 0
@@ -134,13 +127,8 @@ class StudySearcher(Searcher):
             self.save_spent()
 
     def best_so_far(self, top: int) -> tuple[TrialRecord, ...]:
-        """The finished trials that are the first to be repeated, the best first.
-
-        By the scores that the sampler's model expects of them, where it has one.
-        """
-        trials = list(self._ledger.trials.values())
-        expected = self._expected() if self._spec.search.sampler == "gp" else None
-        return best_trials(trials, top, self._spec.objective.mode, expected)
+        """The finished trials that would be repeated now, the best first."""
+        return self._finals.best(top)
 
     def note_start(self, trial_id: str) -> None:
         """Count a trial's time from when it has its place; until then it waits for one."""
@@ -236,7 +224,7 @@ class StudySearcher(Searcher):
         if self._waiting:
             return self._waiting.pop(0)
         progress = self._progress()
-        if progress.num_finals and not self._repeats_left():
+        if progress.num_finals and not self._finals.left():
             return None
         step = next_step(self._course, progress)
         self._note_end(step)
@@ -289,23 +277,8 @@ class StudySearcher(Searcher):
 
     def _add_repeat(self) -> str | None:
         """Enter the next training of the finals; None if there are none."""
-        left = self._repeats_left()
+        left = self._finals.left()
         return self._enter_repeat(left[0]) if left else None
-
-    def _repeats_left(self) -> tuple[Repeat, ...]:
-        finals = self._spec.finalists
-        assert finals is not None, "the course has no finals without them"
-        trials = list(self._ledger.trials.values())
-        if self._spec.objective.also:
-            best = best_of_front(trials, finals.top, self._objectives)
-        else:
-            best = self.best_so_far(finals.top)
-        planned = planned_repeats(
-            best,
-            new_seeds(self._spec.seed, finals.seeds),
-            with_control=self._spec.control_seeds > 0,
-        )
-        return repeats_left(planned, trials)
 
     def _begun(self) -> list[float]:
         return [r.since for r in self._running.values() if r.since is not None]
@@ -314,15 +287,6 @@ class StudySearcher(Searcher):
         if running.since is not None:
             self._spending.end(running.since)
             running.since = None
-
-    def _expected(self) -> Mapping[int, float]:
-        """What the model expects of each finished trial; it is fitted anew when one has ended."""
-        trials = self._of("search", "known")
-        ended = frozenset(trial.label for trial in trials if trial.outcome is not None)
-        if self._expectation is None or self._expectation[0] != ended:
-            expected = expected_scores(self._spec, self._space, trials, self._of("control"))
-            self._expectation = (ended, expected)
-        return self._expectation[1]
 
     def _enter_repeat(self, repeat: Repeat) -> str:
         if repeat.of is None:

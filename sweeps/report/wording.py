@@ -82,8 +82,13 @@ def expected(span: Span | None) -> str:
     if span is None:
         return "unknown"
     if span.low == span.high:
-        return f"{span.mean:.3g}"
-    return f"{span.mean:.3g} ({span.low:.3g} to {span.high:.3g})"
+        return rounded(span.mean)
+    return f"{rounded(span.mean)} ({rounded(span.low)} to {rounded(span.high)})"
+
+
+def rounded(number: float) -> str:
+    """Three digits, or all before the point."""
+    return f"{number:.0f}" if abs(number) >= 1000 else f"{number:.3g}"
 
 
 def front_line(front: Front) -> str:
