@@ -17,10 +17,10 @@ sweep: setup $(SHIFTED)/$(INFOS)
 	else $(SWEEP) run sweeps/specs/quickstart.yaml; fi
 	@$(SWEEP) export $(RUN)
 
-# Sweeps on a real Ray take both cores; what needs none of that is shared out to two processes.
+# What need not be alone is shared out to two processes.
 test: setup
-	@$(PY) -m pytest -n 2 --dist loadfile --ignore tests/integration; alone=$$?; \
-	$(PY) -m pytest tests/integration && exit $$alone
+	@$(PY) -m pytest -n 2 --dist loadfile -m "not alone"; beside=$$?; \
+	$(PY) -m pytest tests/integration -m alone && exit $$beside
 
 chaos: setup
 	@CHAOS=large $(PY) -m pytest tests/integration/test_chaos.py tests/integration/test_postgresql.py -s

@@ -21,7 +21,7 @@ from chaos.checker import Verdict
 from chaos.faults import fill, free_port, locked, mlflow_server, read_only, small_disk
 from chaos.subject import Subject, family, kill
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(1500)]
+pytestmark = [pytest.mark.integration, pytest.mark.alone, pytest.mark.timeout(1500)]
 
 LARGE = os.environ.get("CHAOS") == "large"
 SEED = int(os.environ.get("CHAOS_SEED", "0")) or random.SystemRandom().randrange(1, 1 << 31)

@@ -20,7 +20,7 @@ import pytest
 
 from sweeps.record import SweepRecord, TrialRecord, read_sweep, sqlite_url
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.alone]
 
 ROOT = Path(__file__).parents[2]
 NUM_NODES, GPUS_OF_NODE, CPUS_OF_NODE = 2, 4, 6

@@ -14,7 +14,7 @@ from mmcv import Config
 
 from sweeps.record import read_sweep, sqlite_url
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.alone]
 
 ROOT = Path(__file__).parents[2]
 WAIT_S = 400.0

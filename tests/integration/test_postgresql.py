@@ -23,7 +23,7 @@ from sweeps import patience
 from sweeps.record import Ledger, read_sweep
 from sweeps.storage import StorageError, StorageHeld
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.integration, pytest.mark.alone, pytest.mark.timeout(1200)]
 
 OUTAGE_S = 10.0 if LARGE else 2.0
 AWAY = "does not answer"

@@ -16,7 +16,7 @@ from toy_checkout import make_toy_checkout
 from launch.stack import Head, ray_head
 from sweeps.record import read_sweep, sqlite_url
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.integration, pytest.mark.alone, pytest.mark.timeout(900)]
 COMMAND_TIMEOUT_S = 420
 
 
