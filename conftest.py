@@ -4,7 +4,7 @@ import os
 import signal
 
 # As `aqr_model.compat` sets it, which comes too late where a test imports torch first.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 
 def pytest_configure() -> None:

@@ -12,9 +12,11 @@ import os
 import warnings
 from collections.abc import Iterator
 
-# OpenMP reads it when torch loads. Threads that wait would spin, and on cores that other processes
-# use as well (loaders, a second trial) a step then takes several times as long.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# OpenMP reads it when torch loads. Threads that wait would spin for long, and on cores that other
+# processes use as well (loaders, a second trial) a step then takes several times as long; threads
+# that slept at once would make a step on free cores a third longer (docs/training.md).
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 import torch
 
