@@ -87,6 +87,7 @@ def run_sweep(
 
     Raises:
         SweepRefused: If the sweep exists, another driver has it, or a trial does not fit.
+        TrialsFail: If training after training fails before its first score.
         StorageError: If the study's database cannot be reached, or stays away for too long.
         SweepInterrupted: After Ctrl-C.
     """
@@ -110,6 +111,7 @@ def resume_sweep(
     Raises:
         SweepRefused: If there is no such sweep, its spec differs, another driver has it, or a trial
             does not fit.
+        TrialsFail: If training after training fails before its first score.
         SweepInterrupted: After Ctrl-C.
     """
     if not (spec.directory / COPY_NAME).exists():

@@ -251,15 +251,15 @@ class StudySearcher(Searcher):
         trained = [seconds for seconds in finished if seconds > 0]  # known points took none here
         full = fmean(trained) / 3600 if trained else None
         num_more_controls = max(0, len(controls) - self._course.num_controls)
+        elapsed = self._spending.running_hours()
+        elapsed += [0.0] * (len(self._running) - len(elapsed))  # of those that wait for a place
         return Progress(
             num_controls=len(controls),
             num_searched=len(searched),
             num_search_running=sum(trial.outcome is None for trial in searched),
             num_finals=len(self._of("finalist")) + num_more_controls,
             trial_hours=self._spending.trial_hours,
-            rest_hours=sum(
-                max(0.0, (full or 0.0) - hours) for hours in self._spending.running_hours()
-            ),
+            rest_hours=sum(max(0.0, (full or 0.0) - hours) for hours in elapsed),
             hours=self._spending.hours,
             full_hours=full,
             slots=max(1, self._num_slots()),
@@ -344,7 +344,8 @@ class StudySearcher(Searcher):
         ending = self._how_it_ended(running, result, error)
         has_result = len(self._ledger.trials[running.label].rungs) == len(self._fidelities)
         if has_result and ending.outcome != "finished":  # what came after it takes nothing back
-            return Ending(outcome="finished", reason="", seconds=ending.seconds)
+            reason = f"after its last score: {ending.reason}"
+            return Ending(outcome="finished", reason=reason, seconds=ending.seconds)
         return ending
 
     def _how_it_ended(

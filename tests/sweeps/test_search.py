@@ -342,9 +342,10 @@ def test_hours_count_while_a_trial_has_its_place_in_whichever_process(
     begin_earlier(driver, 1)
     driver.finish(tune_id, 0.1, 0.2)
     assert spent.trial_hours == pytest.approx(6, abs=0.01)
-    # Suggested, and without a place yet.
+    # Suggested, and without a place yet: nothing is spent, and a whole training spoken for.
     assert isinstance(driver.searcher.suggest("waits"), dict)
     assert spent.trial_hours == pytest.approx(6, abs=0.01)
+    assert driver.searcher._progress().rest_hours == pytest.approx(33 / 3600)
 
 
 @pytest.mark.parametrize("ends", ["dies", "raises"])
@@ -362,6 +363,8 @@ def test_a_last_score_stands_whatever_becomes_of_its_training(
         driver.end(tune_id, "failed", "OSError: no space left for final.pth")
     trial = driver.trial(task.label)
     assert (trial.outcome, trial.value) == ("finished", 0.4)
+    assert trial.reason.startswith("after its last score: ")
+    assert "no space left" in trial.reason
 
 
 def test_a_sweep_ends_if_training_after_training_fails_before_a_score(
