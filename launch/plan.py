@@ -148,7 +148,7 @@ def _sampler(spec: "SweepSpec") -> str:
 
 
 def _risk(forecast: "Forecast") -> str:
-    from sweeps.report.wording import rounded
+    from sweeps.forecast import rounded
 
     return (
         f"{forecast.losing_best:.0%} that the best trial is stopped, at a noise of"

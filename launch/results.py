@@ -85,6 +85,7 @@ def _print_finals(console: Console, board: "Leaderboard") -> None:
 
 def _print_costs(console: Console, record: "SweepRecord") -> None:
     """Which budget ended the sweep, and the forecast against what came."""
+    from sweeps.forecast import rounded
     from sweeps.report import wording
 
     if ending := wording.ending(record.attrs):
@@ -94,7 +95,7 @@ def _print_costs(console: Console, record: "SweepRecord") -> None:
         return
     made = table("", "forecast>", "came>")
     for row in rows:
-        made.add_row(row.what, wording.expected(row.expected), wording.rounded(row.actual))
+        made.add_row(row.what, wording.expected(row.expected), rounded(row.actual))
     console.print(made)
 
 

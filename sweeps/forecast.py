@@ -176,7 +176,7 @@ def excess(spec: SweepSpec, *, full_hours: float, slots: int) -> str | None:
     if not over:
         return None
     told = " and ".join(
-        f"about {_shown(span.mean)} {unit} ({_shown(span.low)} to {_shown(span.high)}), but"
+        f"about {rounded(span.mean)} {unit} ({rounded(span.low)} to {rounded(span.high)}), but"
         f" budget.{key} is {limit:g}"
         for key, limit, span, unit in over
     )
@@ -184,14 +184,15 @@ def excess(spec: SweepSpec, *, full_hours: float, slots: int) -> str | None:
     fitting = _fitting_trials(spec, expected, full_hours=full_hours, slots=slots)
     cut = f", or budget.trials to {fitting}" if fitting else ""
     return (
-        f"{_shown(expected.searched.mean)} searched trials with control and finals would take"
-        f" {told} ({_shown(expected.trainings.mean)} full trainings of {full_hours:.3g} h,"
+        f"{rounded(expected.searched.mean)} searched trials with control and finals would take"
+        f" {told} ({rounded(expected.trainings.mean)} full trainings of {full_hours:.3g} h,"
         f" {slots} at once): set {raised}{cut}"
     )
 
 
-def _shown(value: float) -> str:
-    return f"{value:.3g}" if value < 1000 else f"{value:.0f}"
+def rounded(value: float) -> str:
+    """Three digits, or all before the point."""
+    return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
 
 
 def _rounded_up(value: float) -> str:

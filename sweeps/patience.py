@@ -226,7 +226,7 @@ def _refused(context: ExceptionContext, error: BaseException) -> str:
         left = f"nor can its disk be asked what is left: {unknown.strerror}"
     return (
         f"the study {file} could not be written ({brief(error)}; {left}): nothing that was"
-        " acknowledged is lost; make room, or the disk writable, and go on with a resume"
+        " acknowledged is lost; make room there, or make it writable, and go on with a resume"
     )
 
 

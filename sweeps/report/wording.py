@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from sweeps.analysis import Leaderboard, Row
-from sweeps.forecast import Comparison, Span, compare, read_forecast
+from sweeps.forecast import Comparison, Span, compare, read_forecast, rounded
 from sweeps.noise import Noise
 from sweeps.objectives import Objective
 from sweeps.pareto import Front, Place
@@ -84,11 +84,6 @@ def expected(span: Span | None) -> str:
     if span.low == span.high:
         return rounded(span.mean)
     return f"{rounded(span.mean)} ({rounded(span.low)} to {rounded(span.high)})"
-
-
-def rounded(number: float) -> str:
-    """Three digits, or all before the point."""
-    return f"{number:.0f}" if abs(number) >= 1000 else f"{number:.3g}"
 
 
 def front_line(front: Front) -> str:

@@ -242,3 +242,16 @@ def test_slots_of_this_machine(resources, expected, monkeypatch):
     text = SPEC.replace("{cpus: 1, concurrent: 1}", resources)
     spec = parse_spec(text, source="demo.yaml", knobs={}, has_key=lambda key: True)
     assert cluster_slots(spec) == (get_num_cpus() if expected is None else expected)
+
+
+def test_what_does_not_fit_on_this_machine_alone_is_said(folder, monkeypatch):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    spec = folder / "demo.yaml"
+    spec.write_text(spec.read_text().replace("{cpus: 1, concurrent: 1}", "{cpus: 100000}"))
+    planned = call("plan", "demo.yaml")
+    assert planned.exit_code == 0
+    said = words(planned.output)
+    assert "On this machine alone this will not start: a node of the cluster must hold" in said
+    assert "100000 CPU" in said
+    spec.write_text(spec.read_text().replace("{cpus: 100000}", "{cpus: 1}"))
+    assert "On this machine alone" not in words(call("plan", "demo.yaml").output)
