@@ -7,10 +7,15 @@ does not need it (a CUDA build of torchvision, say) is left alone.
 
 import contextlib
 import importlib
+import importlib.machinery
+import importlib.util
 import logging
 import os
+import sys
+import types
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import NoReturn
 
 # OpenMP reads it when torch loads. Threads that wait would spin for long, and on cores that other
 # processes use as well (loaders, a second trial) a step then takes several times as long; threads
@@ -42,6 +47,7 @@ def apply() -> None:
     """Apply all shims and import mmdet3d."""
     _silence_legacy_warnings()
     _define_torchvision_schemas()
+    _do_without_compiled_mmcv_operators()
     _import_mmdet3d()
     _quiet_mmcv_logger()
     _let_spconv_run_backward_on_cpu()
@@ -92,11 +98,46 @@ def _torchvision_has_compiled_part() -> bool:
     return torch.version.cuda is not None
 
 
+class _MissingOperators(types.ModuleType):
+    """Stands for a compiled module: each of its functions can be named, and raises when called."""
+
+    def __getattr__(self, name: str) -> Callable[..., NoReturn]:
+        if name.startswith("__"):
+            raise AttributeError(name)
+
+        def missing(*_: object, **__: object) -> NoReturn:
+            raise NotImplementedError(
+                f"mmcv's operator `{name}` is called, but mmcv is installed without its compiled "
+                "operators, which no shipped config needs. `MMCV_OPS=1 make setup` compiles them "
+                "for the CPU (about ten minutes)."
+            )
+
+        return missing
+
+
+def _do_without_compiled_mmcv_operators() -> None:
+    """Let the wrappers of mmcv's compiled operators be imported where these are not compiled.
+
+    Reason: mmdet and mmdet3d import all of them, CMT calls none. Compiling them takes 8 to 13
+    minutes, and mmcv 1.x no longer compiles for CUDA (its headers name a folder, THC, that torch
+    has dropped).
+    Goes when: mmdet and mmdet3d import operators where they are used.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        compiled = importlib.util.find_spec("mmcv._ext") is not None
+    if not compiled:
+        absent = _MissingOperators("mmcv._ext")
+        # mmcv asks for its loader to know whether there are operators: there is none.
+        absent.__spec__ = importlib.machinery.ModuleSpec("mmcv._ext", loader=None)
+        sys.modules["mmcv._ext"] = absent
+
+
 def _import_mmdet3d() -> None:
     """Import mmdet3d past its version guard.
 
-    Reason: mmdet3d 1.0.0rc6 asserts mmcv <= 1.7.0. mmcv-full 1.7.0 does not compile against
-    torch 2.x; 1.7.2 does, and differs in such fixes only.
+    Reason: mmdet3d 1.0.0rc6 asserts mmcv <= 1.7.0. mmcv 1.7.2 differs from that in fixes for
+    torch 2.x only.
     Goes when: mmdet3d's guard accepts the installed mmcv.
     """
     with _presented_mmcv_version(_NEWEST_MMCV_MMDET3D_ACCEPTS), warnings.catch_warnings():

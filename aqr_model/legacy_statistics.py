@@ -18,9 +18,9 @@ from mmdet.models.builder import build_head
 from mmdet3d.core.bbox import LiDARInstance3DBoxes
 
 from aqr_model.aqr import aqr_statistics
-from aqr_model.config import load_config
 from aqr_model.data.geometry import inverse, pose_matrix
 from aqr_model.data.synthetic.calibration import CAMERAS, LIDAR, NATIVE_IMAGE_SIZE
+from aqr_model.preflight.reading import load_config
 
 CONFIG = "aqr_model/configs/cmt_aqr_voxel0100_r50_800x320_cbgs.py"
 # As the users' log dumps them; its ffn_drop of 0.1 reached no layer of the model it dumps below.

@@ -12,12 +12,13 @@ import torch
 import typer
 from mmdet3d.models import build_model
 
-from aqr_model.checkpoint import load_pretrained, save_weights
-from aqr_model.config import load_config
-from aqr_model.evaluate import Evaluator, set_epoch
-from aqr_model.failures import explained
-from aqr_model.plan import budget_epochs
-from aqr_model.precision import apply_precision, read_precision
+from aqr_model.engine.evaluator import Evaluator, set_epoch
+from aqr_model.engine.optim.precision import apply_precision, read_precision
+from aqr_model.engine.plan import budget_epochs
+from aqr_model.engine.weights.pretrained import load_pretrained
+from aqr_model.engine.weights.states import save_weights
+from aqr_model.preflight.reading import load_config
+from aqr_model.report.user_errors import explained
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 

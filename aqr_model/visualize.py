@@ -7,147 +7,21 @@ statistics behind it. The sample is one of the validation set.
 import json
 import logging
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
-import numpy as np
-import torch
 import typer
-from mmcv import Config
-from mmcv.parallel import collate
-from mmdet3d.datasets import build_dataset
 from mmdet3d.models import build_model
-from torch import nn
 
-from aqr_model.aqr.observed import observe
-from aqr_model.aqr.statistics import describe, histograms_of
-from aqr_model.checkpoint import load_pretrained
-from aqr_model.config import load_config
-from aqr_model.data import CustomNuScenesDataset
-from aqr_model.data.infos import CAMERAS
-from aqr_model.distributed import local_device
-from aqr_model.evaluate import set_epoch
-from aqr_model.failures import explained
-from aqr_model.loading import to_device
-from aqr_model.pictures import Scene, draw, save
-from aqr_model.plan import budget_epochs
+from aqr_model.engine.distributed import local_device
+from aqr_model.engine.evaluator import set_epoch
+from aqr_model.engine.plan import budget_epochs
+from aqr_model.engine.weights.pretrained import load_pretrained
+from aqr_model.preflight.reading import load_config
+from aqr_model.report.pictures import draw, save
+from aqr_model.report.user_errors import explained
+from aqr_model.report.viewer import Viewer
 
 logger = logging.getLogger(__name__)
-
-
-class Viewer:
-    """Draws samples of a config's validation set.
-
-    Args:
-        cfg: A training config with ``model.pts_bbox_head.enable_aqr``.
-
-    Raises:
-        ValueError: Without AQR there is nothing to show.
-    """
-
-    def __init__(self, cfg: Config) -> None:
-        if not cfg.model.pts_bbox_head.get("enable_aqr"):
-            raise ValueError(
-                "`model.pts_bbox_head.enable_aqr` must be True to draw AQR's maps, but the config"
-                " builds the plain detector. Take the config of its AQR version."
-            )
-        dataset = build_dataset(cfg.data.val, {"test_mode": True})
-        assert isinstance(dataset, CustomNuScenesDataset)
-        self.dataset = dataset
-        self.norm = _normalisation(cfg.data.val.pipeline)
-
-    def index(self, sample: str) -> int:
-        """The place of a sample in the validation set.
-
-        Args:
-            sample: Its number, from 0, or its token.
-
-        Raises:
-            ValueError: If there is no such sample.
-        """
-        tokens = [info["token"] for info in self.dataset.data_infos]
-        if sample in tokens:
-            return tokens.index(sample)
-        if sample.isdigit() and int(sample) < len(tokens):
-            return int(sample)
-        raise ValueError(
-            f"the sample must be a token or a number from 0 to {len(tokens) - 1}, but got"
-            f" {sample!r}"
-        )
-
-    @torch.no_grad()
-    def look(self, model: nn.Module, index: int) -> tuple[Scene, dict[str, Any]]:
-        """Run the detector on a sample.
-
-        Args:
-            model: The detector; left in the mode in which it came.
-            index: Place of the sample in the validation set.
-
-        Returns:
-            What to draw, and AQR's statistics with the four histograms.
-        """
-        head: Any = model.pts_bbox_head
-        collated: Any = collate([self.dataset[index]], samples_per_gpu=1)
-        batch = to_device(collated, next(model.parameters()).device)
-        annotations = self.dataset.get_ann_info(index)
-        boxes = annotations["gt_bboxes_3d"][annotations["gt_labels_3d"] >= 0]
-        was_training, was_collecting = model.training, head.collect_aqr
-        model.eval()
-        head.collect_aqr = True
-        try:
-            model(return_loss=False, rescale=True, **batch)
-            found = head.last_aqr
-        finally:
-            head.collect_aqr, head.last_aqr = was_collecting, None
-            model.train(was_training)
-        planes = torch.cat([boxes.gravity_center, boxes.tensor[:, 3:]], dim=1)
-        renderer, modulator = found.pop("renderer"), found.pop("modulator")
-        observed = observe(**found | {"gt_boxes": [planes]})
-        shares = histograms_of(observed, max_weight_clamp=renderer.max_weight_clamp)
-        seen = observed.on_grid[0]
-        grid = found["grid"]
-        cells = found["projection"].bev_cells[0][seen].flip(-1) + 0.5  # x, y
-        start = cells.new_tensor(grid.point_cloud_range[:2])
-        meta = batch["img_metas"][0][0]
-        info = self.dataset.data_infos[index]
-        scene = Scene(
-            title=f"sample {index}: {info['token']}",
-            points=batch["points"][0][0].cpu().numpy(),
-            corners=boxes.corners.numpy().reshape(-1, 8, 3),
-            images=self._images(batch["img"][0][0]),
-            cameras=list(CAMERAS),
-            lidar2img=np.stack(meta["lidar2img"]),
-            grid=grid,
-            bev_map=observed.bev_map[0].cpu().numpy(),
-            camera_maps=observed.camera_maps[0].cpu().numpy(),
-            queries=(cells * cells.new_tensor(grid.cell_size) + start).cpu().numpy(),
-            weights=observed.lidar[0][seen].cpu().numpy(),
-            histograms=shares,
-            max_weight_clamp=renderer.max_weight_clamp,
-        )
-        values = describe(observed, renderer=renderer, modulator=modulator)
-        return scene, {**values, **shares}
-
-    def _images(self, normalised: torch.Tensor) -> np.ndarray:
-        """Undo the normalisation. [V, 3, H, W] -> RGB [V, H, W, 3] in 0 to 255."""
-        images = normalised.permute(0, 2, 3, 1).cpu().numpy()
-        images = images * np.asarray(self.norm["std"]) + np.asarray(self.norm["mean"])
-        images = images if self.norm["to_rgb"] else images[..., ::-1]
-        return images.clip(0, 255)
-
-
-def _normalisation(pipeline: Any) -> dict[str, Any]:
-    """What the test pipeline does to colours."""
-    pending = list(pipeline)
-    while pending:
-        step = pending.pop()
-        if step["type"] == "NormalizeMultiviewImage":
-            return {"mean": step["mean"], "std": step["std"], "to_rgb": step.get("to_rgb", True)}
-        pending += step.get("transforms", [])
-    raise ValueError(
-        "`data.val.pipeline` must hold a `NormalizeMultiviewImage`, whose colours the picture"
-        " restores, but has none."
-    )
-
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 

@@ -220,7 +220,7 @@ def measured_speed(spec: "SweepSpec") -> Speed | None:
 
 
 def steps_per_epoch(opened: "Opened", num_samples: int | None) -> int | None:
-    """Optimizer steps of an epoch, as the trainer counts them (`aqr_model.plan`)."""
+    """Optimizer steps of an epoch, as the trainer counts them (`aqr_model.engine.plan`)."""
     from launch.training import resolve
 
     config = resolve(opened.training.base, opened.training.overrides)

@@ -56,7 +56,7 @@ class CmtTraining:
             TrialPreempted: If a process was told to leave; the state is saved.
             PeerFailed: In a process of a gang that did not fail by itself.
         """
-        from aqr_model.distributed import WorkerFailed
+        from aqr_model.engine.distributed import WorkerFailed
         from aqr_model.train import Halted, train
         from sweeps.seat import current_seat, must_leave
         from sweeps.training import PeerFailed, TrialPreempted
@@ -164,7 +164,7 @@ def resolve(base: Mapping[str, Any], overrides: Mapping[str, Any]) -> "Config":
             list.
     """
     # Importing the package first quiets what the old libraries say about themselves.
-    from aqr_model.config import apply_overrides
+    from aqr_model.preflight.reading import apply_overrides
 
     # isort: split
     from mmcv import Config
@@ -180,7 +180,8 @@ def load_base(path: Path) -> dict[str, Any]:
     Raises:
         ConfigError: If a file assigns a name twice, or a type is registered nowhere.
     """
-    from aqr_model.config import load_config, require_known_types
+    from aqr_model.preflight.reading import load_config
+    from aqr_model.preflight.types import require_known_types
 
     config = load_config(path)
     require_known_types(config)

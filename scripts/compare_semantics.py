@@ -32,8 +32,8 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
 def run(name: str, seed: int, folder: Path) -> float:
     """Train one variant with one seed; its NDS at the end."""
     os.environ["OMP_NUM_THREADS"] = "1"
-    from aqr_model.config import load_config
-    from aqr_model.reports import ConsoleReport
+    from aqr_model.preflight.reading import load_config
+    from aqr_model.report.reports import ConsoleReport
     from aqr_model.train import train
 
     workdir = folder / name.replace(" ", "_") / f"seed{seed}"

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Makes the environment: a .venv in the checkout with exact versions. Quick when nothing has changed.
-# First time: about 12 minutes, most of it mmcv-full's C++; pip keeps the wheel, so the next checkout takes about 3.
+# MMCV_OPS=1 also compiles mmcv's operators for the CPU (about ten minutes); nothing here needs them.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -10,12 +10,14 @@ PYTHON=${PYTHON:-python3.11}
 command -v "$PYTHON" >/dev/null || fail "Python 3.11 is needed, but '$PYTHON' was not found; install it (Debian: python3.11 python3.11-venv python3.11-dev) or set PYTHON."
 "$PYTHON" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || fail "Python 3.11 is needed, but '$PYTHON' is $("$PYTHON" -V 2>&1); set PYTHON to a 3.11."
 "$PYTHON" -c 'import venv, ensurepip' 2>/dev/null || fail "Python's venv module is needed, but '$PYTHON' lacks it (Debian: apt-get install python3.11-venv)."
-command -v c++ >/dev/null || command -v g++ >/dev/null || fail "A C++ compiler is needed to build mmcv-full, but none was found (Debian: apt-get install g++)."
-header=$("$PYTHON" -c 'import sysconfig, os; print(os.path.join(sysconfig.get_paths()["include"], "Python.h"))')
-[ -f "$header" ] || fail "Python's C headers are needed to build mmcv-full, but $(basename "$header") was not found (Debian: apt-get install python3.11-dev)."
+if [ "${MMCV_OPS:-0}" = 1 ]; then
+    command -v c++ >/dev/null || command -v g++ >/dev/null || fail "A C++ compiler is needed for MMCV_OPS=1, but none was found (Debian: apt-get install g++)."
+    header=$("$PYTHON" -c 'import sysconfig, os; print(os.path.join(sysconfig.get_paths()["include"], "Python.h"))')
+    [ -f "$header" ] || fail "Python's C headers are needed for MMCV_OPS=1, but $(basename "$header") was not found (Debian: apt-get install python3.11-dev)."
+fi
 
 stamp=.venv/.setup-stamp
-wanted=$(cat scripts/setup.sh requirements/*.txt pyproject.toml | sha256sum | cut -d' ' -f1)
+wanted=$( (cat scripts/setup.sh requirements/*.txt pyproject.toml; echo "${MMCV_OPS:-0}") | sha256sum | cut -d' ' -f1)
 [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$wanted" ] && exit 0
 
 say() { echo "setup: $*"; }
@@ -29,13 +31,14 @@ say "torch and build tools"
 pip -r requirements/build.txt
 say "Ray, Optuna, MLflow and the rest"
 pip --no-build-isolation --editable '.[dev]'
-if .venv/bin/python -c 'import torch, mmcv._ext' 2>/dev/null; then :; else
-    say "mmcv-full (compiles for about 10 minutes, once; pip keeps the wheel)"
-    # Its dependency opencv-python would bring numpy 2 and clash with the headless build: --no-deps.
-    MMCV_WITH_OPS=1 MAX_JOBS=${MAX_JOBS:-$(nproc)} pip --no-deps --no-build-isolation mmcv-full==1.7.2
-fi
 say "OpenMMLab packages"
 pip --no-deps --no-build-isolation -r requirements/openmmlab.txt
-.venv/bin/python -c 'import mmcv._ext' || fail "mmcv-full was built for another torch; remove it from pip's cache (pip cache remove mmcv_full) and run again."
+if [ "${MMCV_OPS:-0}" = 1 ] && ! .venv/bin/python -c 'import torch, mmcv._ext' 2>/dev/null; then
+    say "mmcv's operators (about ten minutes)"
+    # CUDA_VISIBLE_DEVICES: with a GPU in sight its build would choose CUDA, for which it no longer compiles.
+    .venv/bin/python -m pip --disable-pip-version-check uninstall --quiet --yes mmcv
+    CUDA_VISIBLE_DEVICES="" FORCE_CUDA=0 MMCV_WITH_OPS=1 MAX_JOBS=${MAX_JOBS:-$(nproc)} pip --no-deps --no-build-isolation mmcv-full==1.7.2
+    .venv/bin/python -c 'import torch, mmcv._ext' || fail "mmcv-full was built for another torch; remove it from pip's cache (pip cache remove mmcv_full) and run again."
+fi
 echo "$wanted" > "$stamp"
 say "done"

@@ -12,8 +12,8 @@ import torch
 from mmcv.parallel import DataContainer
 from torch import Tensor
 
+from aqr_model.cmt.loss.step_totals import current_totals
 from aqr_model.cmt.position import PointRange
-from aqr_model.cmt.step_totals import current_totals
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,8 +9,8 @@ from mmdet3d.models import DETECTORS
 from mmdet3d.models.detectors import MVXTwoStageDetector
 from torch import Tensor
 
-from aqr_model.cmt.grid_mask import GridMask
-from aqr_model.cmt.step_totals import StepTotals, counted_over
+from aqr_model.cmt.images.grid_mask import GridMask
+from aqr_model.cmt.loss.step_totals import StepTotals, counted_over
 from aqr_model.cmt.voxelize import SpconvVoxelizer
 
 

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from aqr_model.aqr import BevGrid
 from aqr_model.cmt import denoising, routing
-from aqr_model.cmt.criterion import CmtCriterion, Outputs
+from aqr_model.cmt.decoder.transformer import memory_tokens
 from aqr_model.cmt.denoising import DenoisingQueries, DenoisingSpec, GroundTruth
+from aqr_model.cmt.loss.criterion import CmtCriterion, Outputs
 from aqr_model.cmt.position import (
     Cameras,
     PointRange,
@@ -29,7 +30,6 @@ from aqr_model.cmt.position import (
     ray_points,
 )
 from aqr_model.cmt.routing import RoutingInputs
-from aqr_model.cmt.transformer import memory_tokens
 
 
 @dataclass(frozen=True, kw_only=True)

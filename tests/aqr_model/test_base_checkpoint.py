@@ -8,10 +8,10 @@ import torch
 from mmcv import Config
 from mmdet3d.models import build_model
 
-from aqr_model.checkpoint import load_pretrained
 from aqr_model.data.prepare import prepare
 from aqr_model.data.synthetic import SyntheticConfig, write_dataset
-from aqr_model.evaluate import Evaluator
+from aqr_model.engine.evaluator import Evaluator
+from aqr_model.engine.weights.pretrained import load_pretrained
 
 CHECKPOINT = Path("aqr_model/checkpoints/cmt_nano.pth")
 RECORD = json.loads(CHECKPOINT.with_suffix(".json").read_text())

@@ -25,11 +25,26 @@ def test_one_import_registers_the_detector_quietly():
     assert text == "1.7.2\n"
 
 
+def test_a_compiled_operator_of_mmcv_that_is_missing_is_named_when_it_is_called():
+    text = output_of(
+        "import aqr_model, importlib.machinery, mmcv.ops, sys, torch\n"
+        "try:\n"
+        "    mmcv.ops.nms(torch.zeros(1, 4), torch.zeros(1), 0.5)\n"
+        "except NotImplementedError as error:\n"
+        "    print(error)\n"
+        "else:\n"
+        "    assert 'mmcv._ext' in sys.modules and mmcv._ext.__file__\n"  # compiled after all
+        "    print('`nms` MMCV_OPS=1')\n"
+    )
+    assert "`nms`" in text
+    assert "MMCV_OPS=1" in text
+
+
 def test_initialising_a_detector_logs_nothing():
     text = output_of(
         "import aqr_model\n"
         "from mmcv import Config\n"
-        "from aqr_model.train import build_detector\n"
+        "from aqr_model.engine.setup import build_detector\n"
         "build_detector(Config.fromfile('aqr_model/configs/cmt_nano.py'))\n"
     )
     assert text == ""

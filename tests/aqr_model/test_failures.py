@@ -4,7 +4,7 @@ import pytest
 from typer.testing import CliRunner
 
 from aqr_model import evaluate, publish, train, visualize
-from aqr_model.failures import USER_ERROR
+from aqr_model.report.user_errors import USER_ERROR
 
 ROOT = Path(__file__).parents[2]
 NANO = str(ROOT / "aqr_model" / "configs" / "cmt_nano.py")

@@ -15,7 +15,7 @@ import aqr_model  # noqa: F401  (its shims come before any import of mmdet)
 from mmdet.models.builder import build_head
 from mmdet3d.core.bbox import LiDARInstance3DBoxes
 
-from aqr_model.config import load_config
+from aqr_model.preflight.reading import load_config
 
 CONFIG = "aqr_model/configs/cmt_voxel0100_r50_800x320_cbgs.py"
 NUM_BOXES = 40

@@ -15,10 +15,10 @@ import pytest
 import torch
 from mmcv import Config
 
-from aqr_model.data.database import build_database
-from aqr_model.data.dataset import CLASS_NAMES
-from aqr_model.data.infos import CAMERAS
-from aqr_model.loading import seed_everything
+from aqr_model.data.nuscenes.dataset import CLASS_NAMES
+from aqr_model.data.nuscenes.infos import CAMERAS
+from aqr_model.data.prepare.database import build_database
+from aqr_model.engine.batches import seed_everything
 
 KEYFRAME = Path("../shared/data/nuscenes_keyframe")
 NUM_SWEEPS = 10

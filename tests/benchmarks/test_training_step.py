@@ -4,7 +4,6 @@ The control is the same file with `enable_aqr=False`, as in a sweep: backbones a
 file are frozen in both. A step is forward, losses, backward, clipping and the optimizer.
 """
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,16 +12,15 @@ import pytest
 import torch
 from measure import show, side_by_side
 
-sys.path.append(str(Path(__file__).parents[1] / "aqr_model"))
 keyframe = pytest.importorskip("keyframe", reason="the detector needs mmdet3d")
 
 from mmdet3d.datasets import build_dataset  # noqa: E402
 from mmdet3d.models import build_model  # noqa: E402
 
-from aqr_model.config import load_config  # noqa: E402
-from aqr_model.frozen import Frozen  # noqa: E402
-from aqr_model.loading import seed_everything, to_device  # noqa: E402
-from aqr_model.param_groups import make_optimizer  # noqa: E402
+from aqr_model.engine.batches import seed_everything, to_device  # noqa: E402
+from aqr_model.engine.optim.freezing import Frozen  # noqa: E402
+from aqr_model.engine.optim.param_groups import make_optimizer  # noqa: E402
+from aqr_model.preflight.reading import load_config  # noqa: E402
 
 NANO = "aqr_model/configs/cmt_aqr_nano.py"
 R50 = "cmt_aqr_voxel0100_r50_800x320_cbgs.py"

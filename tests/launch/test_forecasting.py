@@ -108,10 +108,10 @@ def test_a_budget_of_hours_alone_needs_room_for_the_control_a_trial_and_the_fina
     ("accumulated", "gpus", "iterations"), [(None, 0, 100), (4, 0, 24), (4, 3, 8), (None, 5, 20)]
 )
 def test_an_iteration_is_a_step_of_the_optimizer(folder, accumulated, gpus, iterations):
-    """As `aqr_model.plan.make_plan` counts them, for 100 samples in 2 epochs."""
+    """As `aqr_model.engine.plan.make_plan` counts them, for 100 samples in 2 epochs."""
     from mmcv import Config
 
-    from aqr_model.plan import make_plan
+    from aqr_model.engine.plan import make_plan
 
     extra = (
         "" if accumulated is None else f"optimizer_config = dict(cumulative_iters={accumulated})"

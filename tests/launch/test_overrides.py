@@ -108,7 +108,7 @@ def test_every_key_of_a_knob_may_be_set():
 
 def test_what_the_trainer_reads_at_the_top_is_listed():
     folder = Path(__file__).parents[2] / "aqr_model"
-    texts = [path.read_text() for path in folder.glob("*.py")]
+    texts = [path.read_text() for path in folder.rglob("*.py")]
     read = {name for text in texts for name in re.findall(r'\bcfg\.get\("(\w+)"', text)}
     assert len(read) > 10
     assert read - set(READ_BY_TRAINER[""]) == set()

@@ -40,9 +40,9 @@ def knobs(monkeypatch):
     module.to_overrides = lambda params: {f"model.head.{k}": v for k, v in params.items()}
     monkeypatch.setitem(sys.modules, "aqr_model", package)
     monkeypatch.setitem(sys.modules, "aqr_model.knobs", module)
-    config = ModuleType("aqr_model.config")
+    config = ModuleType("aqr_model.preflight.reading")
     config.apply_overrides = lambda cfg, overrides: cfg.merge_from_dict(dict(overrides))
-    monkeypatch.setitem(sys.modules, "aqr_model.config", config)
+    monkeypatch.setitem(sys.modules, "aqr_model.preflight.reading", config)
 
 
 def test_a_trial_trains_with_the_spec_and_then_its_parameters(spec, knobs, tmp_path):
@@ -82,10 +82,10 @@ def test_the_trial_gets_its_config_and_works_below_the_root(spec, knobs, tmp_pat
     module = ModuleType("aqr_model.train")
     module.train = lambda config, **given: calls.append((config, Path.cwd(), given))
     module.Halted = type("Halted", (Exception,), {})
-    processes = ModuleType("aqr_model.distributed")
+    processes = ModuleType("aqr_model.engine.distributed")
     processes.WorkerFailed = type("WorkerFailed", (Exception,), {})
     monkeypatch.setitem(sys.modules, "aqr_model.train", module)
-    monkeypatch.setitem(sys.modules, "aqr_model.distributed", processes)
+    monkeypatch.setitem(sys.modules, "aqr_model.engine.distributed", processes)
     root, workdir, before = tmp_path / "root", tmp_path / "t000", Path.cwd()
     root.mkdir()
     built = pickle.loads(pickle.dumps(build_training(spec, BASE, root=root)))

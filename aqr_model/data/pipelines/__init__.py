@@ -7,7 +7,7 @@ without containers).
 """
 
 from aqr_model.data.pipelines.formatting import Collect3D
-from aqr_model.data.pipelines.images import (
+from aqr_model.data.pipelines.augment2d import (
     NormalizeMultiviewImage,
     PadMultiViewImage,
     ResizeCropFlipImage,
@@ -18,8 +18,8 @@ from aqr_model.data.pipelines.loading import (
     LoadPointsFromMultiSweeps,
 )
 from aqr_model.data.pipelines.modality import ModalMask3D
-from aqr_model.data.pipelines.pasting import UnifiedObjectSample
-from aqr_model.data.pipelines.space import (
+from aqr_model.data.pipelines.object_paste import UnifiedObjectSample
+from aqr_model.data.pipelines.augment3d import (
     CustomRandomFlip3D,
     GlobalRotScaleTransAll,
     ObjectRangeFilter,

@@ -14,7 +14,7 @@ from scene_cases import HEIGHT, WIDTH, projected, scene, write_infos, write_obje
 
 from aqr_model.data import pipelines as steps
 from aqr_model.data.boxes import image_rectangles
-from aqr_model.data.dataset import CLASS_NAMES
+from aqr_model.data.nuscenes.dataset import CLASS_NAMES
 
 MEAN, STD = [103.53, 116.28, 123.675], [57.375, 57.12, 58.395]
 CORNER, CENTRE, LATER = 101.0, 102.0, 103.0  # intensities that tell the followed points apart

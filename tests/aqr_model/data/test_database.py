@@ -11,12 +11,13 @@ from nuscenes.utils.geometry_utils import BoxVisibility, view_points
 from nuscenes.utils.splits import create_splits_scenes
 from pyquaternion import Quaternion
 
-from aqr_model.data import database as module
-from aqr_model.data import prepare as prepare_module
-from aqr_model.data.dataset import CLASS_NAMES
+from aqr_model.data.prepare import database as module
+from aqr_model.data.prepare import __main__ as command
+from aqr_model.data.prepare import build as prepare_module
+from aqr_model.data.nuscenes.dataset import CLASS_NAMES
 from aqr_model.data.errors import DataError
 from aqr_model.data.prepare import database_file, prepare, prepare_database
-from aqr_model.data.tables import open_tables
+from aqr_model.data.nuscenes.tables import open_tables
 
 VERSION = "v1.0-tiny"
 
@@ -234,7 +235,7 @@ def test_split_without_annotations(own_tiny, monkeypatch, capsys):
     monkeypatch.setattr(prepare_module, "split_scenes", lambda *_: {"test": tuple(names)})
     arguments = ["prepare", "--dataroot", str(own_tiny.root), "--version", "v1.0-test"]
     monkeypatch.setattr(sys, "argv", arguments)
-    prepare_module.main()
+    command.main()
     assert "no object database" in capsys.readouterr().out
     assert not (own_tiny.root / module.FOLDER).exists()
     infos = load(own_tiny.root / "nuscenes_infos_test.pkl")["infos"]
@@ -253,6 +254,6 @@ def test_command_line(own_tiny):
 def test_command_line_without_database(own_tiny, monkeypatch, capsys):
     arguments = ["prepare", "--dataroot", str(own_tiny.root), "--version", VERSION]
     monkeypatch.setattr(sys, "argv", [*arguments, "--no-database"])
-    prepare_module.main()
+    command.main()
     assert not (own_tiny.root / module.FOLDER).exists()
     assert "nuscenes_infos_tiny_val.pkl" in capsys.readouterr().out

@@ -7,13 +7,13 @@ import pytest
 from mmdet3d.datasets import build_dataset
 from mmdet3d.datasets.dataset_wrappers import CBGSDataset
 
-from aqr_model.data.database import FOLDER
-from aqr_model.data.dataset import CLASS_NAMES
+from aqr_model.data.prepare.database import FOLDER
+from aqr_model.data.nuscenes.dataset import CLASS_NAMES
 from aqr_model.data.errors import DataError, SampleFileError
-from aqr_model.data.infos import CAMERAS
+from aqr_model.data.nuscenes.infos import CAMERAS
 from aqr_model.data.pipelines.loading import read_image
 from aqr_model.data.prepare import prepare, prepare_database
-from aqr_model.loading import training_batches
+from aqr_model.engine.batches import training_batches
 
 VERSION = "v1.0-tiny"
 POINTS = [

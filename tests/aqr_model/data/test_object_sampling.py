@@ -8,7 +8,7 @@ from mmdet3d.datasets.builder import OBJECTSAMPLERS
 from scene_cases import projected, scene, write_infos, write_object
 
 from aqr_model.data.boxes import corners, overlap_from_above, points_inside
-from aqr_model.data.dataset import CLASS_NAMES
+from aqr_model.data.nuscenes.dataset import CLASS_NAMES
 from aqr_model.data.errors import DataError, SampleFileError
 from aqr_model.data.pipelines import UnifiedObjectSample
 

@@ -12,7 +12,7 @@ from mmdet3d.datasets.pipelines import Compose
 from scene_cases import projected, scene
 
 from aqr_model.data import pipelines as steps
-from aqr_model.data.dataset import CLASS_NAMES
+from aqr_model.data.nuscenes.dataset import CLASS_NAMES
 from aqr_model.data.errors import DataError
 
 RANGE = [-54.0, -54.0, -5.0, 54.0, 54.0, 3.0]

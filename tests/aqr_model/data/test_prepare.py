@@ -8,11 +8,11 @@ import pytest
 from nuscenes.utils.data_classes import LidarPointCloud
 from nuscenes.utils.geometry_utils import BoxVisibility
 
-from aqr_model.data import prepare as module
+from aqr_model.data.prepare import build as module
 from aqr_model.data.errors import DataError
-from aqr_model.data.infos import CAMERAS
+from aqr_model.data.nuscenes.infos import CAMERAS
 from aqr_model.data.prepare import info_file, prepare
-from aqr_model.data.tables import open_tables, split_scenes
+from aqr_model.data.nuscenes.tables import open_tables, split_scenes
 
 VERSION = "v1.0-tiny"
 

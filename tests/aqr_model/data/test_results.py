@@ -4,8 +4,8 @@ import torch
 from mmdet3d.core.bbox import LiDARInstance3DBoxes
 from mmdet3d.datasets.nuscenes_dataset import lidar_nusc_box_to_global, output_to_nusc_box
 
-from aqr_model.data.dataset import CLASS_NAMES
-from aqr_model.data.results import attribute, detection_config, format_sample
+from aqr_model.data.nuscenes.dataset import CLASS_NAMES
+from aqr_model.data.nuscenes.results import attribute, detection_config, format_sample
 
 
 @pytest.mark.parametrize(

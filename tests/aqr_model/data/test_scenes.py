@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aqr_model.data.errors import DataError
-from aqr_model.data.scenes import scene_subset
+from aqr_model.data.nuscenes.scenes import scene_subset
 
 NAMES = [f"scene-{i:04d}" for i in range(60)]
 

@@ -6,11 +6,11 @@ import torch
 from mmdet3d.core.bbox import LiDARInstance3DBoxes
 from nuscenes.eval.detection.evaluate import DetectionEval
 
-from aqr_model.data import score as module
+from aqr_model.data.nuscenes import score as module
 from aqr_model.data.errors import DataError
-from aqr_model.data.results import detection_config, format_results
-from aqr_model.data.score import score_predictions
-from aqr_model.data.tables import open_tables
+from aqr_model.data.nuscenes.results import detection_config, format_results
+from aqr_model.data.nuscenes.score import score_predictions
+from aqr_model.data.nuscenes.tables import open_tables
 
 VERSION = "v1.0-tiny"
 

@@ -145,7 +145,7 @@ class Diarist:
 
     def _save(self, path: Path, step: int) -> None:
         if self.real_checkpoints:
-            from aqr_model.checkpoint import TrainState, save_state
+            from aqr_model.engine.weights.states import TrainState, save_state
 
             save_state(TrainState(step=step, model={}, optimizer={}, rungs_reported=0), path)
             return
@@ -155,7 +155,7 @@ class Diarist:
 
     def _load(self, path: Path) -> int:
         if self.real_checkpoints:
-            from aqr_model.checkpoint import read_newest
+            from aqr_model.engine.weights.states import read_newest
 
             return read_newest(path).step
         return json.loads(path.read_text())["step"]

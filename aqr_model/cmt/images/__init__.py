@@ -1,0 +1,1 @@
+"""What is special to CMT's image branch: the VoVNet backbone, the neck, GridMask."""

@@ -1,0 +1,1 @@
+"""The training loss: matching, denoising, and the counts that they divide by."""

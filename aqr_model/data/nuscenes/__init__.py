@@ -1,0 +1,1 @@
+"""nuScenes itself: its tables, the dataset that training reads, the devkit's score."""

@@ -1,0 +1,235 @@
+"""The training loop: build, step, save, score at the rungs, report."""
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import cv2
+import torch
+from mmcv import Config
+from mmdet3d.datasets import build_dataset
+from threadpoolctl import threadpool_limits
+from torch import Tensor, nn
+
+from aqr_model.cmt.loss.step_totals import StepTotals
+from aqr_model.engine.batches import Split, seed_everything, to_device, training_batches
+from aqr_model.engine.distributed import Workers, local_device, together, without_exchange
+from aqr_model.engine.evaluator import set_epoch
+from aqr_model.engine.nonfinite import require_finite
+from aqr_model.engine.optim.precision import overflow_reason
+from aqr_model.engine.plan import Plan, Rung, make_plan
+from aqr_model.engine.setup import Run, build_detector, build_run, require_gradients, restore, save
+from aqr_model.engine.weights.states import previous_of, save_weights
+from aqr_model.report.reports import Report
+
+__all__ = ["Halted", "Plan", "Report", "Rung", "build_detector", "make_plan", "total_loss", "train"]
+
+
+class Halted(Exception):
+    """A training ended before its end, as it was told to; its state is saved."""
+
+
+def _never() -> bool:
+    return False
+
+
+def train(
+    cfg: Config,
+    *,
+    workdir: Path,
+    report: Report | None,
+    resume_from: Path | None = None,
+    halts: Callable[[], bool] = _never,
+) -> None:
+    """Train, score at the rungs and report.
+
+    Random draws depend on the seed, the step and a sample's place in it, so that a training that is
+    cut and resumed goes on as if nothing had happened, and one on several devices sees the samples
+    that one device with a larger batch would see.
+
+    Args:
+        cfg: A whole training config; ``evaluation`` gives the rungs.
+        workdir: Folder for checkpoints; made if missing.
+        report: Takes scores, losses and statistics. If a process group of ``torch.distributed`` is
+            there, all of its processes must call ``train``; that of rank 0 reports, evaluates with
+            the others' help and saves, the others may give None.
+        resume_from: A checkpoint of an earlier attempt at the same training.
+        halts: Asked before each step. If it says yes in any process, the state is saved and all
+            end.
+
+    Raises:
+        Halted: If ``halts`` said so; a resume goes on from the same step.
+        FloatingPointError: If a loss or a gradient is not finite; the weights are not touched by
+            it.
+        CheckpointError: If a checkpoint does not fit.
+        WorkerFailed: In the processes that did not fail themselves; the group is gone then.
+    """
+    if cfg.get("num_threads"):
+        torch.set_num_threads(cfg.num_threads)
+    cv2.setNumThreads(1)  # the cores belong to torch and to the loading processes
+    # spconv has an OpenMP of its own, which torch's setting does not reach.
+    with threadpool_limits(cfg.get("num_threads")), together() as workers:
+        # A function of its own: what it holds can go when it fails, so that the others notice.
+        _train(cfg, workers, workdir, report, resume_from, halts)
+
+
+def _train(
+    cfg: Config,
+    workers: Workers,
+    workdir: Path,
+    report: Report | None,
+    resume_from: Path | None,
+    halts: Callable[[], bool],
+) -> None:
+    device, seed = local_device(), int(cfg.get("seed") or 0)
+    seed_everything(seed, 0)
+    num_parts = (cfg.get("optimizer_config") or {}).get("cumulative_iters", 1)
+    split = Split(
+        batch_size=cfg.data.samples_per_gpu,
+        parts=num_parts,
+        rank=workers.rank,
+        num_ranks=workers.size,
+    )
+    dataset = build_dataset(cfg.data.train)
+    plan = make_plan(cfg, len(dataset), num_parts=split.parts * split.num_ranks)
+    run = build_run(cfg, plan, workers, device, workdir, report)
+    start, rungs_done = restore(run, resume_from)
+    batches = training_batches(
+        dataset,
+        batch_size=split.batch_size,
+        parts=split.parts,
+        rank=split.rank,
+        num_ranks=split.num_ranks,
+        num_workers=cfg.data.workers_per_gpu,
+        seed=seed,
+        start=start,
+        stop=plan.total_steps,
+    )
+    # A rung whose score the last attempt did not hand over is due before the first step.
+    rungs_done = _score_due(run, start, rungs_done)
+    for step, parts in enumerate(_grouped(batches, split.parts), start=start):
+        # What the losses divide by is known before: it is counted over all parts and processes.
+        counts, told = zip(*workers.gather((_count(parts, run.model), halts())), strict=True)
+        if any(told):
+            save(run, step, rungs_done)
+            raise Halted(f"told to end before step {step + 1}; the state is saved")
+        totals = StepTotals.merge(counts)
+        epoch = plan.epoch(step)
+        run.frozen.train_mode()
+        set_epoch(run.model, epoch, plan.total_epochs)
+        run.rates.set(step, plan.total_steps, epoch)
+        run.monitor.before_step(step)
+        run.optimizer.zero_grad(set_to_none=True)
+        terms, loss = _forward_backward(run, parts, totals, split, seed, step)
+        if step == start:
+            require_gradients(run)
+        run.scaler.unscale_(run.optimizer)
+        run.monitor.measure_gradients(step)
+        grad_norm = _clip(run.model, cfg.get("optimizer_config"))
+        mean_loss, norm = workers.mean(torch.stack([loss.float(), grad_norm.float()])).tolist()
+        # Weights that have taken a non-finite gradient are lost; so stop before, not after.
+        require_finite(
+            mean_loss,
+            norm,
+            overflow_reason(run.precision, run.scaler),
+            terms=terms,
+            model=run.model,
+            workers=workers,
+            step=step,
+        )
+        run.monitor.after_backward(step)
+        run.scaler.step(run.optimizer)
+        run.scaler.update()
+        run.progress.record(step, terms, mean_loss, norm)
+        if (step + 1) % plan.checkpoint_interval == 0:
+            save(run, step + 1, rungs_done)
+        rungs_done = _score_due(run, step + 1, rungs_done)
+    if workers.is_main:
+        save_weights(run.model, workdir / "final.pth", step=plan.total_steps, seed=seed)
+        # Nothing will write over the last state any more.
+        previous_of(workdir / "latest.pth").unlink(missing_ok=True)
+
+
+def total_loss(terms: Mapping[str, Tensor | Sequence[Tensor]]) -> Tensor:
+    """Sum the terms whose name contains ``loss``."""
+    parts = [
+        value.mean() if isinstance(value, Tensor) else torch.stack([v.mean() for v in value]).sum()
+        for name, value in terms.items()
+        if "loss" in name
+    ]
+    return torch.stack(parts).sum()
+
+
+def _forward_backward(
+    run: Run, parts: Sequence[Any], totals: StepTotals, split: Split, seed: int, step: int
+) -> tuple[list[dict[str, Any]], Tensor]:
+    """Add up the gradients of a step's batches; return the loss terms of each, and their mean."""
+    device = local_device()
+    terms, losses = [], []
+    for index, part in enumerate(parts):
+        # Dropout does not depend on how many draws came before it.
+        seed_everything(seed, 2, step, split.first_place(index))
+        is_last = index + 1 == len(parts)
+        with nullcontext() if is_last else without_exchange(run.net):
+            found = run.net(return_loss=True, step_totals=totals, **to_device(part, device))
+            loss = total_loss(found) / len(parts)
+            run.scaler.scale(loss).backward()
+        terms.append({name: _detached(value) for name, value in found.items()})
+        losses.append(loss.detach())
+    return terms, torch.stack(losses).sum()
+
+
+def _grouped(batches: Iterable[Any], size: int) -> Iterator[tuple[Any, ...]]:
+    return zip(*[iter(batches)] * size, strict=True)
+
+
+def _count(parts: Sequence[Mapping[str, Any]], model: nn.Module) -> StepTotals:
+    """Count the boxes of a process's batches."""
+    head: Any = model.pts_bbox_head
+    return StepTotals.count(
+        [part["gt_labels_3d"].data[0] for part in parts],
+        num_classes=sum(map(len, head.class_names)),
+    )
+
+
+def _detached(value: Tensor | Sequence[Tensor]) -> Tensor | list[Tensor]:
+    return value.detach() if isinstance(value, Tensor) else [part.detach() for part in value]
+
+
+def _score_due(run: Run, step: int, rungs_done: int) -> int:
+    """Score and report the rungs that end at this step; return how many are done by now."""
+    rungs = run.plan.rungs
+    while rungs_done < len(rungs) and rungs[rungs_done].step <= step:
+        rung = rungs[rungs_done]
+        set_epoch(run.model, run.plan.epoch(step), run.plan.total_epochs)
+        # Each process has its own statistics of batch norms; those of rank 0 are saved and scored.
+        run.workers.share_buffers(run.model)
+        # Saved before the score is handed over: if the process dies in between, the next attempt
+        # scores this rung again, and nothing is lost.
+        checkpoint = save(run, step, rungs_done)
+        metrics = run.evaluator.score(
+            run.model, val_share=rung.val_share, workdir=run.workdir, workers=run.workers
+        )
+        if run.report is not None:
+            run.report.rung(
+                metrics,
+                fraction=rung.fraction,
+                val_share=rung.val_share,
+                epoch=run.plan.epoch(step),
+                step=step,
+                checkpoint=checkpoint,
+            )
+        run.workers.gather(None)  # nobody trains on before rank 0 may
+        rungs_done += 1
+    return rungs_done
+
+
+def _clip(model: nn.Module, optimizer_config: Mapping[str, Any] | None) -> Tensor:
+    """Scale the gradients down to a norm; return what it was. Without a limit it only measures."""
+    limits = (optimizer_config or {}).get("grad_clip") or {}
+    with_gradient = [p for p in model.parameters() if p.grad is not None]
+    return torch.nn.utils.clip_grad_norm_(
+        with_gradient, limits.get("max_norm", math.inf), limits.get("norm_type", 2)
+    )

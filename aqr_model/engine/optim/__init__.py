@@ -1,0 +1,1 @@
+"""The optimizer of a config: groups, rates over time, frozen parts, precision."""

@@ -1,0 +1,146 @@
+"""Parameter groups: which rate each parameter learns with, by name, today."""
+
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from mmcv.runner import build_optimizer
+from torch import nn
+
+from aqr_model.aqr.schedules import make_schedule
+
+logger = logging.getLogger(__name__)
+
+
+def matching_key(name: str, keys: Iterable[str]) -> str | None:
+    """The key of ``custom_keys`` that decides for a parameter, as mmcv chooses it.
+
+    Args:
+        name: The parameter's name in the detector.
+        keys: Parts of names; the longest that the name contains wins, then the alphabet.
+    """
+    ordered = sorted(sorted(keys), key=len, reverse=True)
+    return next((key for key in ordered if key in name), None)
+
+
+def make_optimizer(model: nn.Module, config: Mapping[str, Any]) -> torch.optim.Optimizer:
+    """Build the optimizer of the parameters that train, in groups with names.
+
+    mmcv makes one group of each parameter; here those with the same name and settings share one,
+    which lets torch update them together. A group is named by its key in ``custom_keys``, else by
+    the part of the detector.
+
+    Args:
+        model: The detector, frozen where it shall be.
+        config: ``optimizer`` of a config, with mmcv's ``paramwise_cfg``.
+
+    Raises:
+        ValueError: If nothing trains.
+    """
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    keys = (config.get("paramwise_cfg") or {}).get("custom_keys") or {}
+    _tell_idle(keys, names.values())
+    optimizer = build_optimizer(model, _without_schedules(config))
+    merged: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            if not parameter.requires_grad:
+                continue
+            own = names[id(parameter)]
+            settings = {key: value for key, value in group.items() if key != "params"}
+            settings["name"] = matching_key(own, keys) or own.split(".")[0]
+            place = tuple(sorted((key, repr(value)) for key, value in settings.items()))
+            merged.setdefault(place, {**settings, "params": []})["params"].append(parameter)
+    if not merged:
+        raise ValueError("a model must have parameters that train, but all of this one are frozen")
+    optimizer.param_groups = list(merged.values())
+    for group in optimizer.param_groups:
+        group["initial_lr"] = group["lr"]
+        if "betas" in group:
+            group["initial_betas"] = group["betas"]
+        if "momentum" in group:
+            group["initial_momentum"] = group["momentum"]
+    return optimizer
+
+
+class Rates:
+    """Learning rate and momentum of every group over the training.
+
+    A group's rate is its own times the schedule's factor, times its own multiplier of the epoch if
+    its key has an ``lr_mult_schedule``, which stands in place of ``lr_mult``.
+
+    Args:
+        optimizer: From :func:`make_optimizer`.
+        config: ``optimizer`` of the same config.
+        total_epochs: Epochs of the whole training.
+        lr_factor: See :func:`aqr_model.engine.optim.lr_schedule.factor`.
+        momentum_factor: Likewise, of the momentum.
+    """
+
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        config: Mapping[str, Any],
+        *,
+        total_epochs: float,
+        lr_factor: Callable[[int, int], float],
+        momentum_factor: Callable[[int, int], float],
+    ) -> None:
+        self.optimizer = optimizer
+        self.lr_factor, self.momentum_factor = lr_factor, momentum_factor
+        keys = (config.get("paramwise_cfg") or {}).get("custom_keys") or {}
+        self.multipliers = {
+            key: make_schedule(settings["lr_mult_schedule"], total_epochs)
+            for key, settings in keys.items()
+            if settings.get("lr_mult_schedule") is not None
+        }
+
+    def set(self, step: int, total_steps: int, epoch: float) -> None:
+        """Set the rates of a step."""
+        lr, momentum = self.lr_factor(step, total_steps), self.momentum_factor(step, total_steps)
+        for group in self.optimizer.param_groups:
+            multiplier = self.multipliers.get(group["name"])
+            own = group["initial_lr"] * (1.0 if multiplier is None else multiplier(epoch))
+            group["lr"] = own * lr
+            if "initial_betas" in group:
+                first, second = group["initial_betas"]
+                group["betas"] = (first * momentum, second)
+            elif "initial_momentum" in group:
+                group["momentum"] = group["initial_momentum"] * momentum
+
+    def by_name(self) -> dict[str, float]:
+        """Today's rate of each named group, the largest where a name has several."""
+        rates: dict[str, float] = {}
+        for group in self.optimizer.param_groups:
+            rates[group["name"]] = max(rates.get(group["name"], 0.0), group["lr"])
+        return rates
+
+
+def _without_schedules(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config as mmcv reads it; a scheduled key starts from the base rate."""
+    plain = dict(config)
+    paramwise = dict(plain.get("paramwise_cfg") or {})
+    if "custom_keys" in paramwise:
+        paramwise["custom_keys"] = {
+            key: {
+                name: value
+                for name, value in settings.items()
+                if name != "lr_mult_schedule"
+                and not (name == "lr_mult" and settings.get("lr_mult_schedule") is not None)
+            }
+            for key, settings in paramwise["custom_keys"].items()
+        }
+    if paramwise:
+        plain["paramwise_cfg"] = paramwise
+    return plain
+
+
+def _tell_idle(keys: Iterable[str], names: Iterable[str]) -> None:
+    names = list(names)
+    decisive = {matching_key(name, keys) for name in names}
+    if idle := [key for key in keys if key not in decisive]:
+        logger.info(
+            "no parameter of the model has the custom_keys %s: their settings change nothing",
+            ", ".join(idle),
+        )

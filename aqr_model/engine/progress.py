@@ -1,0 +1,97 @@
+"""Losses, learning rates and speed of a training, averaged between records."""
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from aqr_model.engine.distributed import Workers
+from aqr_model.engine.plan import Plan
+
+
+class Log(Protocol):
+    """The part of a report that takes values."""
+
+    def log(self, values: Mapping[str, float], *, step: int) -> None:
+        """Hand over values of a step."""
+        ...
+
+
+class Progress:
+    """Means over steps, batches and processes; rank 0 hands them over.
+
+    Args:
+        report: Takes the values; None in the other processes.
+        plan: Gives the interval.
+        workers: The processes; all must record the same steps.
+        rates: Today's learning rate of each named group.
+        scale: Today's loss scale; None without fp16.
+    """
+
+    def __init__(
+        self,
+        report: Log | None,
+        plan: Plan,
+        workers: Workers,
+        *,
+        rates: Callable[[], Mapping[str, float]],
+        scale: Callable[[], float] | None,
+    ) -> None:
+        self.report, self.plan, self.workers = report, plan, workers
+        self.rates, self.scale = rates, scale
+        self._begin()
+
+    def record(
+        self, step: int, terms: Sequence[Mapping[str, Any]], loss: float, grad_norm: float
+    ) -> None:
+        """Take one step's values; hand over their means every ``log_interval`` steps.
+
+        Args:
+            step: From 0.
+            terms: Of the losses, of each batch of the step.
+            loss: Mean over batches and processes.
+            grad_norm: Of the step; not finite where a loss scale was too high and it was skipped.
+        """
+        for batch in terms:
+            for name, value in batch.items():
+                if isinstance(value, Tensor):
+                    self._sums[name] = self._sums.get(name, 0.0) + value.detach() / len(terms)
+        self._loss += loss
+        self._steps += 1
+        if math.isfinite(grad_norm):
+            self._norm += grad_norm
+        else:
+            self._skipped += 1
+        if (step + 1) % self.plan.log_interval == 0 or step + 1 == self.plan.total_steps:
+            self._flush(step)
+
+    def _begin(self) -> None:
+        self._sums: dict[str, Tensor] = {}
+        self._loss = self._norm = 0.0
+        self._steps = self._skipped = 0
+        self._since = time.perf_counter()
+
+    def _flush(self, step: int) -> None:
+        sums = torch.stack([value.float() for value in self._sums.values()])
+        means = (self.workers.mean(sums) / self._steps).tolist()
+        if self.report is not None:
+            values = {f"train/{name}": mean for name, mean in zip(self._sums, means, strict=True)}
+            self.report.log(values | self._of_training(step), step=step + 1)
+        self._begin()
+
+    def _of_training(self, step: int) -> dict[str, float]:
+        rates = self.rates()
+        values = {f"train/lr/{name}": rate for name, rate in rates.items()}
+        values |= {"train/lr/min": min(rates.values()), "train/lr/max": max(rates.values())}
+        values["train/loss"] = self._loss / self._steps
+        if self._steps > self._skipped:
+            values["train/grad_norm"] = self._norm / (self._steps - self._skipped)
+        if self.scale is not None:
+            values["train/loss_scale"] = self.scale()
+            values["train/skipped_steps"] = float(self._skipped)
+        values["train/epoch"] = self.plan.epoch(step + 1)
+        values["train/s_per_step"] = (time.perf_counter() - self._since) / self._steps
+        return values

@@ -1,0 +1,1 @@
+"""Checkpoint files: pretrained weights that must fit, training states that continue exactly."""

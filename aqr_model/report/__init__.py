@@ -1,0 +1,1 @@
+"""What a training shows to people: values, pictures, sentences about errors."""
