@@ -13,13 +13,14 @@ from torch import Tensor, nn
 class CPFPN(BaseModule):
     """A feature pyramid whose coarser levels are the plain lateral maps.
 
+    Its convolutions have neither norm nor activation: features of both signs leave it.
+
     Args:
         in_channels: Channels of each input level, finest first.
         out_channels: Channels of every output level.
         num_outs: Output levels; must equal the number of inputs.
 
-    Source: cmt-facts section 2 (CPFPN vs FPN); junjie18/CMT ``models/necks/cp_fpn.py`` for the
-    names.
+    Source: junjie18/CMT, commit d3b1d78, ``models/necks/cp_fpn.py``, whose ``act_cfg`` is None.
     """
 
     def __init__(
@@ -37,9 +38,11 @@ class CPFPN(BaseModule):
                 f"in_channels={list(in_channels)}); extra levels are not part of CMT"
             )
         self.lateral_convs = nn.ModuleList(
-            ConvModule(channels, out_channels, 1) for channels in in_channels
+            ConvModule(channels, out_channels, 1, act_cfg=None) for channels in in_channels
         )
-        self.fpn_convs = nn.ModuleList([ConvModule(out_channels, out_channels, 3, padding=1)])
+        self.fpn_convs = nn.ModuleList(
+            [ConvModule(out_channels, out_channels, 3, padding=1, act_cfg=None)]
+        )
 
     def forward(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """Merge levels from the coarsest down.
