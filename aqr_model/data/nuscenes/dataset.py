@@ -36,8 +36,8 @@ class CustomNuScenesDataset(NuScenesDataset):
     """mmdet3d's NuScenesDataset with camera geometry, shares of scenes and scores by the devkit.
 
     Its results carry, in the order of :data:`aqr_model.data.nuscenes.infos.CAMERAS`: ``img_filename``,
-    ``lidar2img``, ``lidar2cam`` and ``intrinsics``, lists of [4, 4] float64 matrices with
-    lidar2img = intrinsics x lidar2cam.
+    ``lidar2img``, ``lidar2cam`` and ``cam_intrinsic``, lists of [4, 4] float64 matrices with
+    lidar2img = cam_intrinsic x lidar2cam.
 
     Args:
         scene_share: Share of the scenes to keep, always the same ones (see

@@ -54,8 +54,8 @@ def camera_matrices(info: Mapping[str, Any]) -> dict[str, list[Floats]]:
     """Matrices of an info's cameras, in the order of :data:`CAMERAS`.
 
     Returns:
-        ``lidar2img``, ``lidar2cam`` and ``intrinsics``, lists of [4, 4], with
-        lidar2img = intrinsics x lidar2cam.
+        ``lidar2img``, ``lidar2cam`` and ``cam_intrinsic``, lists of [4, 4], with
+        lidar2img = cam_intrinsic x lidar2cam.
     """
     cameras = [info["cams"][name] for name in CAMERAS]
     lidar2cam = [
@@ -64,7 +64,7 @@ def camera_matrices(info: Mapping[str, Any]) -> dict[str, list[Floats]]:
     ]
     intrinsics = [homogeneous(c["cam_intrinsic"], np.zeros(3)) for c in cameras]
     lidar2img = [k @ e for k, e in zip(intrinsics, lidar2cam, strict=True)]
-    return {"lidar2img": lidar2img, "lidar2cam": lidar2cam, "intrinsics": intrinsics}
+    return {"lidar2img": lidar2img, "lidar2cam": lidar2cam, "cam_intrinsic": intrinsics}
 
 
 def sensor_files(info: Info) -> list[str]:

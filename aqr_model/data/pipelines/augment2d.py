@@ -19,17 +19,21 @@ _CONF_KEYS = ("H", "W", "final_dim", "resize_lim", "bot_pct_lim", "rot_lim", "ra
 
 @dataclass(frozen=True, kw_only=True)
 class ImageMotion:
-    """How an image of a given size becomes the network's input.
+    """How a camera image becomes the network's input.
 
     Attributes:
-        scale: Resize factor.
+        scale: Resize factor of the projections.
+        columns: Width of the resized image, rounded down to whole pixels.
+        rows: Its height.
         left: Columns cut off at the left after resizing.
-        top: Rows cut off at the top after resizing.
+        top: Rows cut off at the top after resizing; below 0, rows are added.
         flip: Mirror left and right.
         degrees: Turn about the centre, counter-clockwise as seen.
     """
 
     scale: float
+    columns: int
+    rows: int
     left: int
     top: int
     flip: bool
@@ -42,10 +46,27 @@ class ImageMotion:
         )
         if self.flip:
             moved = np.array([[-1.0, 0, width], [0, 1, 0], [0, 0, 1]]) @ moved
-        if self.degrees:
-            turn = cv2.getRotationMatrix2D((width / 2, height / 2), self.degrees, 1.0)
-            moved = np.vstack([turn, [0, 0, 1]]) @ moved
-        return moved
+        return np.vstack([self._turn(width, height), [0, 0, 1]]) @ moved
+
+    def apply(self, image: NDArray[Any], width: int, height: int) -> NDArray[Any]:
+        """Resize, cut, mirror and turn an image; black where the source ends. [height, width, 3].
+
+        The resized image has whole pixels, the projections keep the exact scale: at the right and
+        the lower border the image lies up to a pixel off. The public checkpoints were trained so.
+        """
+        resized = cv2.resize(image, (self.columns, self.rows))
+        moved = np.zeros((height, width, 3), dtype=image.dtype)
+        cut = resized[max(self.top, 0) : self.top + height, self.left : self.left + width]
+        first = max(-self.top, 0)
+        moved[first : first + len(cut), : cut.shape[1]] = cut
+        if self.flip:
+            moved = cv2.flip(moved, 1)
+        if not self.degrees:
+            return moved
+        return cv2.warpAffine(moved.astype(np.float32), self._turn(width, height), (width, height))
+
+    def _turn(self, width: int, height: int) -> Floats:
+        return np.asarray(cv2.getRotationMatrix2D((width / 2, height / 2), self.degrees, 1.0))
 
 
 @PIPELINES.register_module()
@@ -72,54 +93,57 @@ class ResizeCropFlipImage:
     def __call__(self, results: Results) -> Results:
         """Augment the images; adds their homogeneous matrix to the projections."""
         height, width = self.conf["final_dim"]
-        matrix = (self._drawn() if self.training else self._fixed()).matrix(width, height)
-        results["img"] = [self._warp(image, matrix) for image in results["img"]]
+        motion = self._drawn() if self.training else self._fixed()
+        for image in results["img"]:
+            self._check_size(image)
+        results["img"] = [motion.apply(image, width, height) for image in results["img"]]
         results["img_shape"] = [image.shape for image in results["img"]]
         results["pad_shape"] = results["img_shape"]
         lifted = np.eye(4)
+        matrix = motion.matrix(width, height)
         lifted[:2, :2], lifted[:2, 2] = matrix[:2, :2], matrix[:2, 2]
-        for key in ("lidar2img", "intrinsics"):
+        for key in ("lidar2img", "cam_intrinsic"):
             results[key] = [lifted @ projection for projection in results[key]]
         return results
 
     def _drawn(self) -> ImageMotion:
-        conf, (height, width) = self.conf, self.conf["final_dim"]
+        conf, (_, width) = self.conf, self.conf["final_dim"]
         scale = np.random.uniform(*conf["resize_lim"])
-        bottom = np.random.uniform(*conf["bot_pct_lim"])
-        spare = max(0, int(conf["W"] * scale) - width)
-        return ImageMotion(
-            scale=scale,
-            left=int(np.random.uniform(0, spare)),
-            top=int((1 - bottom) * int(conf["H"] * scale)) - height,
-            flip=bool(conf["rand_flip"] and np.random.rand() < 0.5),
-            degrees=np.random.uniform(*conf["rot_lim"]),
-        )
+        columns = int(conf["W"] * scale)
+        top = self._top(scale, np.random.uniform(*conf["bot_pct_lim"]))
+        left = int(np.random.uniform(0, max(0, columns - width)))
+        flip = bool(conf["rand_flip"] and np.random.choice([0, 1]))
+        return self._motion(scale, top, left, flip, np.random.uniform(*conf["rot_lim"]))
 
     def _fixed(self) -> ImageMotion:
         conf, (height, width) = self.conf, self.conf["final_dim"]
         scale = max(height / conf["H"], width / conf["W"])
-        # Rounded, because 0.8 * 225 is 180.00000000000003 and could as well fall short of it.
-        rows, columns = round(conf["H"] * scale), round(conf["W"] * scale)
+        left = max(0, int(conf["W"] * scale) - width) // 2
+        top = self._top(scale, float(np.mean(conf["bot_pct_lim"])))
+        return self._motion(scale, top, left, flip=False, degrees=0.0)
+
+    def _top(self, scale: float, bottom: float) -> int:
+        return int((1 - bottom) * int(self.conf["H"] * scale)) - self.conf["final_dim"][0]
+
+    def _motion(
+        self, scale: float, top: int, left: int, flip: bool, degrees: float
+    ) -> ImageMotion:
         return ImageMotion(
             scale=scale,
-            left=max(0, columns - width) // 2,
-            top=int((1 - np.mean(conf["bot_pct_lim"])) * rows) - height,
-            flip=False,
-            degrees=0.0,
+            columns=int(self.conf["W"] * scale),
+            rows=int(self.conf["H"] * scale),
+            left=left,
+            top=top,
+            flip=flip,
+            degrees=degrees,
         )
 
-    def _warp(self, image: NDArray[Any], matrix: Floats) -> NDArray[Any]:
-        """Apply the matrix in one pass; what lies outside the source becomes black."""
-        height, width = self.conf["final_dim"]
+    def _check_size(self, image: NDArray[Any]) -> None:
         if image.shape[:2] != (self.conf["H"], self.conf["W"]):
             raise DataError(
                 f"Camera images must have the size of data_aug_conf, {self.conf['H']} x "
                 f"{self.conf['W']}, but one has {image.shape[0]} x {image.shape[1]}."
             )
-        # OpenCV counts from pixel centres, the projections from pixel corners.
-        by_centres = matrix[:2].copy()
-        by_centres[:, 2] += 0.5 * (matrix[:2, :2].sum(axis=1) - 1)
-        return cv2.warpAffine(image, by_centres, (width, height), flags=cv2.INTER_LINEAR)
 
 
 @PIPELINES.register_module()

@@ -58,8 +58,9 @@ class GlobalRotScaleTransAll:
         if _BOXES in results:
             move_boxes(results[_BOXES].tensor, motion, scale=scale, angle=angle)
         move_cameras(results, motion)
-        results |= {"pcd_rotation": motion[:3, :3] / scale, "pcd_scale_factor": scale}
-        results |= {"pcd_trans": shift, "rot_degree": float(np.degrees(angle))}
+        # mmdet3d multiplies row vectors, so it notes the transposed rotation.
+        results |= {"pcd_rotation": motion[:3, :3].T / scale, "pcd_scale_factor": scale}
+        results["pcd_trans"] = shift
         results.setdefault("transformation_3d_flow", []).extend(["R", "S", "T"])
         return results
 

@@ -20,6 +20,7 @@ MEAN, STD = [103.53, 116.28, 123.675], [57.375, 57.12, 58.395]
 CORNER, CENTRE, LATER = 101.0, 102.0, 103.0  # intensities that tell the followed points apart
 MOMENT_S = 0.3
 SPREAD = 2.0  # of the mark, pixels
+EXACT = 0.2  # how far from its place the middle of a mark may be found, pixels
 RANGE = [-90.0, -90.0, -20.0, 90.0, 90.0, 20.0]
 PASTED = CLASS_NAMES.index("pedestrian")
 
@@ -52,7 +53,7 @@ def marked_scene(seed):
 KINDS = (CORNER, CENTRE, LATER)
 
 
-def check(data, chosen, *, image_moved):
+def check(data, chosen, *, image_moved, slack=EXACT):
     """What must hold after any number of augmentations."""
     points, boxes = data["points"].tensor.numpy(), data["gt_bboxes_3d"]
     place = {kind: points[points[:, 3] == kind][0, :3] for kind in KINDS}
@@ -68,9 +69,10 @@ def check(data, chosen, *, image_moved):
     for view in range(6):
         matrix = data["lidar2img"][view]
         np.testing.assert_allclose(
-            matrix, data["intrinsics"][view] @ data["lidar2cam"][view], atol=1e-9
+            matrix, data["cam_intrinsic"][view] @ data["lidar2cam"][view], atol=1e-9
         )
-        check_mark(data["img"][view], projected(place[CORNER], matrix)[0], image_moved)
+        expected = projected(place[CORNER], matrix)[0]
+        check_mark(data["img"][view], expected, image_moved, slack)
 
 
 def check_owned_points(points, data):
@@ -83,12 +85,12 @@ def check_owned_points(points, data):
         assert (np.abs(turned) <= 0.47 * box.dims.numpy() + 1e-3).all()
 
 
-def check_mark(image, expected, image_moved):
+def check_mark(image, expected, image_moved, slack):
     """The middle of the mark's light lies where the followed point projects."""
     light = np.clip(np.asarray(image[..., 0], dtype=np.float64), 0, None)
     light[light < 6] = 0
     height, width = light.shape
-    reach = 4 * SPREAD
+    reach = 4 * SPREAD + slack
     u, v = expected
     whole = reach < u < width - reach and reach < v < height - reach
     if not whole:  # the augmentation has moved the mark out of the image, wholly or partly
@@ -96,7 +98,7 @@ def check_mark(image, expected, image_moved):
         return
     rows, columns = np.mgrid[0:height, 0:width] + 0.5
     found = (light * columns).sum() / light.sum(), (light * rows).sum() / light.sum()
-    assert found == pytest.approx((u, v), abs=0.2)
+    assert found == pytest.approx((u, v), abs=slack)
 
 
 def in_space(draw):
@@ -111,10 +113,15 @@ def mirrored(draw):
 
 
 def resized(draw):
-    low = draw(st.floats(0.7, 0.95))
-    turn = draw(st.floats(0, 10))
+    if draw(st.booleans()):  # to whole pixels, upright: image and projections agree exactly
+        low = high = draw(st.sampled_from([0.8, 0.9, 1.0, 1.1, 1.2]))
+        turn = 0.0
+    else:
+        low = draw(st.floats(0.7, 0.95))
+        high = low + draw(st.floats(0, 0.3))
+        turn = draw(st.floats(0, 10))
     conf = {
-        "resize_lim": (low, low + draw(st.floats(0, 0.3))),
+        "resize_lim": (low, high),
         "final_dim": (draw(st.integers(60, 90)), draw(st.integers(110, 160))),
         "bot_pct_lim": (0.0, draw(st.floats(0, 0.15))),
         "rot_lim": (-turn, turn),
@@ -123,6 +130,18 @@ def resized(draw):
         "rand_flip": draw(st.booleans()),
     }
     return steps.ResizeCropFlipImage(conf, training=draw(st.booleans()))
+
+
+def slack_of(step):
+    """How far a step may put the image off the projections, pixels.
+
+    As in the public code, a resized image is rounded down to whole pixels (up to 1 pixel off), and
+    turned about the corner of its middle pixel (up to 0.13 at 10 degrees).
+    """
+    if not isinstance(step, steps.ResizeCropFlipImage):
+        return EXACT
+    (low, high), turns = step.conf["resize_lim"], step.conf["rot_lim"]
+    return EXACT if step.training and low == high and turns == (0.0, 0.0) else EXACT + 1.5
 
 
 def normalised(_draw):
@@ -190,7 +209,8 @@ def test_each_augmentation_alone(name, seed, choices):
     step = ALONE[name](choices.draw)
     np.random.seed(seed)
     torch.manual_seed(seed)
-    check(step(data), chosen, image_moved=name == "ResizeCropFlipImage")
+    moved = name == "ResizeCropFlipImage"
+    check(step(data), chosen, image_moved=moved, slack=slack_of(step))
 
 
 def denormalised(image):
@@ -218,7 +238,7 @@ def test_the_whole_pipeline_in_any_order(tmp_path_factory, seed, choices):
     shape = data["img_shape"][0][:2]
     data["img"] = [image[: shape[0], : shape[1]] for image in data["img"]]
     assume(not near_mark(data))
-    check(data, chosen, image_moved=True)
+    check(data, chosen, image_moved=True, slack=max(map(slack_of, chain)))
     check_patch(data, green)
 
 

@@ -41,7 +41,7 @@ def test_camera_matrices(build_tiny):
     names = [path.split("/")[-2] for path in data["img_filename"]]
     assert names == list(CAMERAS)
     for image, camera, intrinsic in zip(
-        data["lidar2img"], data["lidar2cam"], data["intrinsics"], strict=True
+        data["lidar2img"], data["lidar2cam"], data["cam_intrinsic"], strict=True
     ):
         np.testing.assert_allclose(image, intrinsic @ camera)
         np.testing.assert_allclose(camera[:3, :3] @ camera[:3, :3].T, np.eye(3), atol=1e-9)

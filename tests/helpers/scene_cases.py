@@ -45,7 +45,7 @@ def scene(seed=0):
         "gt_labels_3d": np.arange(6),
         "lidar2img": [intrinsic @ lidar2cam] * 6,
         "lidar2cam": [lidar2cam] * 6,
-        "intrinsics": [intrinsic] * 6,
+        "cam_intrinsic": [intrinsic] * 6,
         "img": [rng.integers(0, 255, (HEIGHT, WIDTH, 3)).astype(np.uint8) for _ in range(6)],
     }
 
