@@ -1,5 +1,6 @@
 """GridMask: hide a regular grid of squares in the training images."""
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -30,17 +31,25 @@ class GridMask(nn.Module):
         Returns:
             The images, or their masked copy. [N, C, H, W]
         """
-        if not self.training or torch.rand(()).item() > self.probability:
+        if not self.training or np.random.rand() > self.probability:
             return images
         height, width = images.shape[-2:]
-        period = int(torch.randint(2, height, ()))
-        kept = min(max(int(period * self.ratio + 0.5), 1), period - 1)
-        rows = self._kept_lines(height, period, kept)
-        columns = self._kept_lines(width, period, kept)
+        period = np.random.randint(2, height)
+        visible = min(max(int(period * self.ratio + 0.5), 1), period - 1)
+        rows = _visible_lines(height, period, visible)
+        columns = _visible_lines(width, period, visible)
         mask = rows[:, None] | columns[None, :]
         return images * mask.to(images)
 
-    @staticmethod
-    def _kept_lines(length: int, period: int, kept: int) -> Tensor:
-        phase = int(torch.randint(0, period, ()))
-        return (torch.arange(length) + phase) % period < kept
+
+def _visible_lines(length: int, period: int, visible: int) -> Tensor:
+    """Lines of an image that a grid leaves visible; its phase is drawn. [length].
+
+    The public code cuts the grid out of the middle of a canvas half as long again. Its first period
+    begins at the phase and only whole periods follow, so more is hidden near the borders than a
+    grid without end would hide.
+    """
+    canvas = int(1.5 * length)
+    place = torch.arange(length) + (canvas - length) // 2 - np.random.randint(period)
+    inside = (place >= 0) & (place < canvas // period * period)
+    return inside & (place % period < visible)
