@@ -43,9 +43,9 @@ def scene(seed=0):
         "points": LiDARPoints(cloud.astype(np.float32), points_dim=5),
         "gt_bboxes_3d": boxes,
         "gt_labels_3d": np.arange(6),
-        "lidar2img": [intrinsic @ lidar2cam] * 6,
-        "lidar2cam": [lidar2cam] * 6,
-        "cam_intrinsic": [intrinsic] * 6,
+        "lidar2img": [intrinsic @ lidar2cam for _ in range(6)],
+        "lidar2cam": [lidar2cam.copy() for _ in range(6)],
+        "cam_intrinsic": [intrinsic.copy() for _ in range(6)],
         "img": [rng.integers(0, 255, (HEIGHT, WIDTH, 3)).astype(np.uint8) for _ in range(6)],
     }
 

@@ -66,7 +66,8 @@ class ImageMotion:
         return cv2.warpAffine(moved.astype(np.float32), self._turn(width, height), (width, height))
 
     def _turn(self, width: int, height: int) -> Floats:
-        return np.asarray(cv2.getRotationMatrix2D((width / 2, height / 2), self.degrees, 1.0))
+        turn = cv2.getRotationMatrix2D((width / 2, height / 2), self.degrees, 1.0)
+        return np.asarray(turn, dtype=np.float64)
 
 
 @PIPELINES.register_module()
@@ -193,10 +194,10 @@ class PadMultiViewImage:
         self.pad_val = pad_val
 
     def __call__(self, results: Results) -> Results:
-        """Pad, and note the shapes before and after, a list over views each."""
-        results["img_shape"] = [image.shape for image in results["img"]]
+        """Pad, and note the shapes afterwards, a list over views."""
         results["img"] = [self._pad(image) for image in results["img"]]
         results["pad_shape"] = [image.shape for image in results["img"]]
+        results["img_shape"] = results["pad_shape"]  # as the public code, not the shape before
         results["pad_size_divisor"] = self.size_divisor
         return results
 

@@ -63,13 +63,13 @@ class LoadMultiViewImageFromFiles:
         images = [read_image(name, self.flag) for name in names]
         if self.to_float32:
             images = [image.astype(np.float32) for image in images]
-        shapes = [image.shape for image in images]
+        shape = (*images[0].shape, len(images))
         results |= {
             "filename": names,
             "img": images,
-            "img_shape": shapes,
-            "ori_shape": shapes,
-            "pad_shape": shapes,
+            "img_shape": shape,
+            "ori_shape": shape,
+            "pad_shape": shape,
             "scale_factor": 1.0,
             "img_norm_cfg": {
                 "mean": np.zeros(3, dtype=np.float32),

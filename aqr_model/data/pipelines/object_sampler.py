@@ -3,6 +3,7 @@
 import logging
 import os
 import pickle
+import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,12 +18,10 @@ from torch import Tensor
 
 from aqr_model.data.boxes import overlap_from_above
 from aqr_model.data.errors import DataError
-from aqr_model.data.nuscenes.infos import CAMERAS
 from aqr_model.data.pipelines.loading import read_image
 
 _LOGGER = logging.getLogger(__name__)
 _FILTERS = ("filter_by_difficulty", "filter_by_min_points")
-_ANY_VIEW = -1
 _POINTS_LOADER = {
     "type": "LoadPointsFromFile",
     "coord_type": "LIDAR",
@@ -40,20 +39,15 @@ class SampledObjects:
         labels: [S]
         points: Of all objects, in the LiDAR frame. [P, features]
         owners: Object of each point. [P]
-        patches: For each object, its image patch by view; a single patch from a public database
-            serves every view.
+        patches: The image patch of each object, for every view that sees it; None for an object
+            that no camera saw whole.
     """
 
     boxes: NDArray[np.float32]
     labels: NDArray[np.int64]
     points: Tensor
     owners: NDArray[np.int64]
-    patches: list[dict[int, NDArray[np.uint8]]]
-
-    def patch(self, index: int, view: int) -> NDArray[np.uint8] | None:
-        """Look up the patch of an object for a view, None if the view has none."""
-        patches = self.patches[index]
-        return patches.get(view, patches.get(_ANY_VIEW))
+    patches: list[NDArray[np.uint8] | None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,33 +60,22 @@ class _Shelf:
     Attributes:
         boxes: [N, 9]
         point_files: [N]
-        patch_files: Of all objects one after the other. [M]
-        patch_views: Index of the camera, or -1 for every camera. [M]
-        patch_starts: Where an object's patches start. [N + 1]
+        patch_files: Empty for an object without a patch. [N]
     """
 
     boxes: NDArray[np.float32]
     point_files: NDArray[np.bytes_]
     patch_files: NDArray[np.bytes_]
-    patch_views: NDArray[np.int8]
-    patch_starts: NDArray[np.int64]
 
     def __len__(self) -> int:
         return len(self.boxes)
-
-    def patch_files_of(self, index: int) -> dict[int, str]:
-        """Patch file by view."""
-        own = slice(self.patch_starts[index], self.patch_starts[index + 1])
-        files = self.patch_files[own]
-        views = self.patch_views[own]
-        return {int(v): os.fsdecode(bytes(f)) for v, f in zip(views, files, strict=True)}
 
 
 @OBJECTSAMPLERS.register_module()
 class UnifiedDataBaseSampler:
     """Draw objects of each class, so many that a scene has as many as its group says.
 
-    Draws depend on NumPy's global generator alone, not on earlier draws: a resumed training sees
+    Draws depend on Python's global generator alone, not on earlier draws: a resumed training sees
     what it would have seen.
 
     Args:
@@ -116,6 +99,7 @@ class UnifiedDataBaseSampler:
         classes: Sequence[str],
         points_loader: Mapping[str, Any] = _POINTS_LOADER,
     ) -> None:
+        self.info_path = info_path
         self.data_root = data_root or os.path.dirname(info_path)
         self.rate = rate
         self.labels = {name: label for label, name in enumerate(classes)}
@@ -152,34 +136,46 @@ class UnifiedDataBaseSampler:
         taken = boxes
         for name, most in self.groups.items():
             missing = most - int((labels == self.labels[name]).sum())
-            for index in self._draw(name, int(np.round(self.rate * missing))):
-                box = self.shelves[name].boxes[index, : boxes.shape[1]]
-                if not overlap_from_above(box, taken):
-                    taken = np.concatenate([taken, box[None]])
-                    drawn.append((name, int(index)))
+            indices = self._draw(name, int(np.round(self.rate * missing)))
+            candidates = self.shelves[name].boxes[indices, : boxes.shape[1]]
+            apart = _apart(candidates, taken)
+            taken = np.concatenate([taken, candidates[apart]])
+            drawn += [(name, indices[i]) for i in apart]
         return self._read(drawn, taken[len(boxes) :], with_images) if drawn else None
 
-    def _draw(self, name: str, count: int) -> NDArray[np.int64]:
-        """Indices of distinct objects; Generator.choice does not shuffle the whole shelf for it."""
+    def require_patches(self) -> None:
+        """Refuse a database that was built for points alone.
+
+        Raises:
+            DataError: If there are objects, but none has an image patch.
+        """
+        patches = [patch for shelf in self.shelves.values() for patch in shelf.patch_files]
+        if patches and not any(patches):
+            raise DataError(
+                f"{self.info_path} must name image patches of its objects (`image_path`) to paste "
+                "them into images, but names none: it was built for LiDAR alone. Build it with "
+                "python -m aqr_model.data.prepare --dataroot DATAROOT --version VERSION "
+                "--database, or set sample_2d=False to paste into the points only."
+            )
+
+    def _draw(self, name: str, count: int) -> list[int]:
+        """Indices of distinct objects."""
         size = len(self.shelves[name])
-        if count <= 0 or size == 0:
-            return np.zeros(0, dtype=np.int64)
-        generator = np.random.default_rng(np.random.randint(2**32, dtype=np.uint32))
-        return generator.choice(size, min(count, size), replace=False)
+        return random.sample(range(size), min(count, size)) if count > 0 and size else []
 
     def _read(
         self, drawn: Sequence[tuple[str, int]], boxes: NDArray[np.float32], with_images: bool
     ) -> SampledObjects:
         clouds = []
-        patches: list[dict[int, NDArray[np.uint8]]] = []
+        patches: list[NDArray[np.uint8] | None] = []
         for (name, index), box in zip(drawn, boxes, strict=True):
             shelf = self.shelves[name]
-            file = self._path(os.fsdecode(bytes(shelf.point_files[index])))
+            file = self._path(shelf.point_files[index])
             points = self.points_loader({"pts_filename": file})["points"].tensor
             points[:, :3] += torch.from_numpy(box[:3])
             clouds.append(points)
-            files = shelf.patch_files_of(index) if with_images else {}
-            patches.append({v: read_image(self._path(f)) for v, f in files.items()})
+            patch = shelf.patch_files[index] if with_images else b""
+            patches.append(read_image(self._path(patch)) if patch else None)
         return SampledObjects(
             boxes=boxes,
             labels=np.array([self.labels[name] for name, _ in drawn], dtype=np.int64),
@@ -188,8 +184,8 @@ class UnifiedDataBaseSampler:
             patches=patches,
         )
 
-    def _path(self, path: str) -> str:
-        return os.path.join(self.data_root, path)
+    def _path(self, path: bytes) -> str:
+        return os.path.join(self.data_root, os.fsdecode(bytes(path)))
 
     def _check(self, prepare: Mapping[str, Any]) -> None:
         unknown = sorted(set(prepare) - set(_FILTERS))
@@ -236,21 +232,24 @@ def _filtered(
 
 
 def _shelf(entries: Sequence[Mapping[str, Any]]) -> _Shelf:
-    patches = [_patch_paths(entry) for entry in entries]
     boxes = [entry["box3d_lidar"] for entry in entries]
+    patches = [os.fsencode(entry.get("image_path", "")) for entry in entries]
     return _Shelf(
         boxes=np.array(boxes, dtype=np.float32) if boxes else np.zeros((0, 9), np.float32),
         point_files=np.array([os.fsencode(entry["path"]) for entry in entries], dtype=np.bytes_),
-        patch_files=np.array(
-            [os.fsencode(path) for own in patches for path in own.values()], dtype=np.bytes_
-        ),
-        patch_views=np.array([view for own in patches for view in own], dtype=np.int8),
-        patch_starts=np.cumsum([0, *(len(own) for own in patches)]),
+        patch_files=np.array(patches, dtype=np.bytes_),
     )
 
 
-def _patch_paths(entry: Mapping[str, Any]) -> dict[int, str]:
-    """Patch file by view; a public database has one for all views, or the empty string."""
-    if "image_paths" in entry:
-        return {CAMERAS.index(camera): path for camera, path in entry["image_paths"].items()}
-    return {_ANY_VIEW: entry["image_path"]} if entry.get("image_path") else {}
+def _apart(boxes: NDArray[np.float32], taken: NDArray[np.float32]) -> list[int]:
+    """Choose boxes that overlap neither with what is taken nor with one another.
+
+    Of two that overlap, the one drawn first gives way, as in the public sampler: also to one that
+    gives way itself, later.
+    """
+    standing = list(range(len(boxes)))
+    for index in range(len(boxes)):
+        others = boxes[[i for i in standing if i != index]]
+        if overlap_from_above(boxes[index], np.concatenate([taken, others])):
+            standing.remove(index)
+    return standing

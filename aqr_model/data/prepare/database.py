@@ -1,7 +1,7 @@
 """The ground-truth database: every annotated object cut out of LiDAR clouds and camera images.
 
 One folder a scene: the points of each object (float32 values x, y, z, intensity, age; the origin is
-the middle of the box's bottom), a JPEG patch from each camera that shows it whole before it, and
+the middle of the box's bottom), a JPEG patch from the camera that shows it largest, and
 ``infos.pkl``, which makes the folder complete. A finished scene is not cut again.
 """
 
@@ -17,12 +17,13 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
+from mmdet3d.core.bbox import LiDARInstance3DBoxes, box_np_ops
 from mmdet3d.datasets.pipelines import Compose
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 
-from aqr_model.data.boxes import corners, image_rectangles, points_inside
+from aqr_model.data.boxes import image_rectangles
 from aqr_model.data.nuscenes.dataset import CLASS_NAMES
 from aqr_model.data.errors import SampleFileError
 from aqr_model.data.files import whole_folder, write_whole
@@ -76,8 +77,7 @@ def build_database(
         workers: Processes.
 
     Returns:
-        The objects of each detection class, in the form of CMT's and mmdet3d's database infos, with
-        ``image_paths``, the patch of each camera, beyond it.
+        The objects of each detection class, in the form of CMT's and mmdet3d's database infos.
 
     Raises:
         SampleFileError: If a sensor file is missing or damaged; names sample and file.
@@ -160,9 +160,10 @@ def _sample_objects(job: _SceneJob, info: Info, partial: Path) -> list[Info]:
     boxes = _boxes(info)[used]
     points = _points(job, info)
     views = _views(info, job.dataroot, boxes)
+    inside_box = box_np_ops.points_in_rbbox(points[:, :3], boxes)
     objects: list[Info] = []
     for i, (name, row, box) in enumerate(zip(names, rows, boxes, strict=True)):
-        inside = points[points_inside(points, box)]
+        inside = points[inside_box[:, i]]
         if not len(inside):
             continue
         inside[:, :3] -= box[:3]
@@ -178,7 +179,7 @@ def _sample_objects(job: _SceneJob, info: Info, partial: Path) -> list[Info]:
                 "box3d_lidar": box,
                 "num_points_in_gt": len(inside),
                 "difficulty": 0,
-                **_patches(views, i, partial / stem, place),
+                **_patch(views, i, partial / f"{stem}.jpg", f"{place}.jpg"),
             }
         )
     return objects
@@ -231,33 +232,32 @@ class _View:
 
 def _views(info: Info, dataroot: Path, boxes: NDArray[np.float32]) -> list[_View]:
     matrices = camera_matrices(info)["lidar2img"]
-    box_corners = corners(boxes)
+    corners = LiDARInstance3DBoxes(boxes, box_dim=boxes.shape[1]).corners.numpy()
     views = []
     for camera, matrix in zip(CAMERAS, matrices, strict=True):
         image = read_image(str(dataroot / info["cams"][camera]["data_path"]))
-        rectangles, depths = image_rectangles(box_corners, matrix, *image.shape[:2])
+        rectangles, depths = image_rectangles(corners, matrix, *image.shape[:2])
         views.append(_View(camera=camera, image=image, rectangles=rectangles, depths=depths))
     return views
 
 
-def _patches(views: Iterable[_View], i: int, stem: Path, place: str) -> Info:
-    """Write the patches of box i. The largest also stands under the public keys."""
-    paths: dict[str, str] = {}
-    largest, depth, area = "", 0.0, 0
+def _patch(views: Iterable[_View], i: int, path: Path, name: str) -> Info:
+    """Write the patch of box i, if any camera shows it large enough."""
+    found = {"image_path": "", "image_crop_key": "", "image_crop_depth": 0.0}
+    largest = None
     for view in views:
         left, top, right, bottom = view.rectangles[i]
-        if min(right - left, bottom - top) <= MIN_PATCH_PIXELS:
-            continue
         patch = view.image[top:bottom, left:right]
+        if min(patch.shape[:2]) > MIN_PATCH_PIXELS and (
+            largest is None or patch.size > largest.size
+        ):
+            largest = patch
+            found = {
+                "image_path": name,
+                "image_crop_key": view.camera,
+                "image_crop_depth": float(view.depths[i]),
+            }
+    if largest is not None:
         options = [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY]
-        encoded = cv2.imencode(".jpg", patch, options)[1]
-        encoded.tofile(stem.with_name(f"{stem.name}_{view.camera}.jpg"))
-        paths[view.camera] = f"{place}_{view.camera}.jpg"
-        if patch.size > area:
-            largest, depth, area = view.camera, float(view.depths[i]), patch.size
-    return {
-        "image_paths": paths,
-        "image_path": paths.get(largest, ""),
-        "image_crop_key": largest,
-        "image_crop_depth": depth,
-    }
+        cv2.imencode(".jpg", largest, options)[1].tofile(path)
+    return found

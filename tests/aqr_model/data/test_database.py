@@ -16,6 +16,7 @@ from aqr_model.data.prepare import __main__ as command
 from aqr_model.data.prepare import build as prepare_module
 from aqr_model.data.nuscenes.dataset import CLASS_NAMES
 from aqr_model.data.errors import DataError
+from aqr_model.data.nuscenes.infos import CAMERAS
 from aqr_model.data.prepare import database_file, prepare, prepare_database
 from aqr_model.data.nuscenes.tables import open_tables
 
@@ -79,47 +80,55 @@ def load_points(root, entry):
     return np.fromfile(root / entry["path"], dtype=np.float32).reshape(-1, 5)
 
 
+def rectangle_by_the_devkit(tables, entry, camera):
+    """(low, high) corners of an object in an image, from the devkit's box and projection."""
+    sample = tables.get("sample", entry["image_idx"])
+    token = sample["data"][camera]
+    _, boxes, intrinsic = tables.get_sample_data(token, box_vis_level=BoxVisibility.NONE)
+    annotation = sample["anns"][entry["gt_idx"]]
+    box: Box = next(box for box in boxes if box.token == annotation)
+    seen = box.corners()
+    pixels = view_points(seen, intrinsic, normalize=True)[:2]
+    low = np.clip(np.floor(pixels.min(axis=1)), 0, [160, 90]).astype(int)
+    high = np.clip(np.ceil(pixels.max(axis=1)), 0, [160, 90]).astype(int)
+    return (low, high) if (seen[2] > 0).all() else (low, low)
+
+
 def test_patches_are_the_pixels_under_the_devkits_projection(cut):
     root, path = cut
     tables = open_tables(root, VERSION)
-    entries = [e for own in load(path).values() for e in own if e["image_paths"]]
+    entries = [e for own in load(path).values() for e in own if e["image_path"]]
     assert len(entries) > 10
     for entry in entries:
+        low, high = rectangle_by_the_devkit(tables, entry, entry["image_crop_key"])
+        patch = cv2.imread(str(root / entry["image_path"]))
+        # The devkit's box is tilted with the road, the detector's stands upright.
+        assert np.abs(np.array(patch.shape[1::-1]) - (high - low)).max() <= 6
+        assert min(patch.shape[:2]) > module.MIN_PATCH_PIXELS
         sample = tables.get("sample", entry["image_idx"])
-        for camera, file in entry["image_paths"].items():
-            token = sample["data"][camera]
-            name, boxes, intrinsic = tables.get_sample_data(token, box_vis_level=BoxVisibility.NONE)
-            annotation = sample["anns"][entry["gt_idx"]]
-            box: Box = next(box for box in boxes if box.token == annotation)
-            pixels = view_points(box.corners(), intrinsic, normalize=True)[:2]
-            low = np.clip(np.floor(pixels.min(axis=1)), 0, [160, 90]).astype(int)
-            high = np.clip(np.ceil(pixels.max(axis=1)), 0, [160, 90]).astype(int)
-            patch = cv2.imread(str(root / file))
-            # The devkit's box is tilted with the road, the detector's stands upright.
-            assert np.abs(np.array(patch.shape[1::-1]) - (high - low)).max() <= 6
-            assert min(patch.shape[:2]) > module.MIN_PATCH_PIXELS
-            image = cv2.imread(name)
-            found = cv2.matchTemplate(image, patch, cv2.TM_SQDIFF)
-            place = np.array(cv2.minMaxLoc(found)[2])
-            assert np.abs(place - low).max() <= 6
-            assert found.min() / patch.size < 60  # the error of JPEG
+        image = cv2.imread(tables.get_sample_data_path(sample["data"][entry["image_crop_key"]]))
+        found = cv2.matchTemplate(image, patch, cv2.TM_SQDIFF)
+        place = np.array(cv2.minMaxLoc(found)[2])
+        assert np.abs(place - low).max() <= 6
+        assert found.min() / patch.size < 60  # the error of JPEG
 
 
-def test_the_public_keys_hold_the_largest_patch(cut):
+def test_the_patch_is_the_largest_of_all_cameras(cut):
     root, path = cut
-    for own in load(path).values():
-        for entry in own:
-            sizes = {
-                camera: cv2.imread(str(root / file)).size
-                for camera, file in entry["image_paths"].items()
-            }
-            if not sizes:
-                assert entry["image_path"] == entry["image_crop_key"] == ""
-                continue
-            largest = entry["image_crop_key"]
-            assert sizes[largest] == max(sizes.values())
-            assert entry["image_path"] == entry["image_paths"][largest]
-            assert entry["image_crop_depth"] > 0
+    tables = open_tables(root, VERSION)
+    without = 0
+    for entry in (entry for own in load(path).values() for entry in own):
+        sides = [np.subtract(*rectangle_by_the_devkit(tables, entry, c)[::-1]) for c in CAMERAS]
+        if not entry["image_path"]:
+            without += 1
+            assert entry["image_crop_key"] == ""
+            assert max(side.min() for side in sides) < module.MIN_PATCH_PIXELS + 7
+            continue
+        height, width = cv2.imread(str(root / entry["image_path"])).shape[:2]
+        large = [side.prod() for side in sides if side.min() > module.MIN_PATCH_PIXELS + 6]
+        assert height * width >= max(large, default=0) - 6 * (height + width)
+        assert entry["image_crop_depth"] > 0
+    assert without > 0
 
 
 def test_number_of_sweeps(own_tiny):
