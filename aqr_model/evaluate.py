@@ -25,8 +25,13 @@ def main(
     checkpoint: Annotated[Path, typer.Argument(help="Weights that fit it.")],
     share: Annotated[float, typer.Option(help="Share of the validation scenes.")] = 1.0,
     out: Annotated[Path | None, typer.Option(help="Folder for detections and summary.")] = None,
+    format_only: Annotated[
+        bool, typer.Option(help="Write results_nusc.json for nuScenes' server to --out, unscored.")
+    ] = False,
 ) -> None:
     """Print NDS, mAP, the five errors and the AP of each class."""
+    if format_only and (out is None or share != 1.0):
+        raise typer.BadParameter("--format-only needs --out, and writes all samples: no --share.")
     cfg = load_config(config)
     require_known_types(cfg, ("model",))
     model = build_model(cfg.model, train_cfg=cfg.get("train_cfg"), test_cfg=cfg.get("test_cfg"))
@@ -34,9 +39,11 @@ def main(
     set_epoch(model, budget_epochs(cfg), budget_epochs(cfg))
     apply_precision(model, read_precision(cfg))
     device = local_device()
-    scores = Evaluator(cfg, device=device).score(
-        model.to(device), val_share=share, workdir=out, keep_detections=True
-    )
+    evaluator = Evaluator(cfg, device=device, scored=not format_only)
+    if out is not None and format_only:
+        print(evaluator.write(model.to(device), out))
+        return
+    scores = evaluator.score(model.to(device), val_share=share, workdir=out, keep_detections=True)
     for name, value in scores.items():
         print(f"{name:28s} {value:.4f}")
 

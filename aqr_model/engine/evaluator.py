@@ -21,15 +21,24 @@ class Evaluator:
     Args:
         cfg: A training config; ``data.val`` names the validation set.
         device: Where the model stands.
+        scored: Detections are scored, not only written: there must be objects.
+
+    Raises:
+        DataError: If predicting or scoring would fail for what the files and tables lack.
     """
 
-    def __init__(self, cfg: Config, *, device: torch.device) -> None:
+    def __init__(self, cfg: Config, *, device: torch.device, scored: bool = True) -> None:
         self.device = device
         self.num_workers = cfg.data.workers_per_gpu
         self.batch_size = cfg.data.get("val_samples_per_gpu", 1)
         dataset = build_dataset(cfg.data.val, {"test_mode": True})
         assert isinstance(dataset, CustomNuScenesDataset)
+        dataset.require_readable()
         self.dataset = dataset
+        if scored:
+            shares = (cfg.get("evaluation") or {}).get("val_shares", [])
+            for share in {1.0, *shares}:
+                self._share(share).require_objects()
 
     def score(
         self,
@@ -58,15 +67,39 @@ class Evaluator:
         Raises:
             FloatingPointError: If a detection is not finite.
         """
-        dataset = self.dataset if val_share == 1.0 else self.dataset.with_share(val_share)
+        dataset = self._share(val_share)
         workers = workers or Workers()
-        own = range(workers.rank, len(dataset), workers.size)
-        shares = workers.to_main(self._detect(model, Subset(dataset, own)))
-        scores = None
+        scores, found = None, self._detect_all(model, dataset, workers)
         if workers.is_main:
-            found = [shares[i % workers.size][i // workers.size] for i in range(len(dataset))]
             scores = dataset.evaluate(found, jsonfile_prefix=workdir, keep_results=keep_detections)
         return workers.from_main(scores)
+
+    def write(self, model: nn.Module, folder: Path, *, workers: Workers | None = None) -> Path:
+        """Write a model's detections as nuScenes' server reads them, unscored.
+
+        Args:
+            model: The detector; left in the mode in which it came.
+            folder: Where ``results_nusc.json`` is put.
+            workers: Processes that hold the same model; all must call it.
+        """
+        workers = workers or Workers()
+        path, found = None, self._detect_all(model, self.dataset, workers)
+        if workers.is_main:
+            path = self.dataset.format_results(found, folder)
+        return workers.from_main(path)
+
+    def _share(self, share: float) -> CustomNuScenesDataset:
+        return self.dataset if share == 1.0 else self.dataset.with_share(share)
+
+    def _detect_all(
+        self, model: nn.Module, dataset: CustomNuScenesDataset, workers: Workers
+    ) -> list[dict[str, Any]]:
+        """Detections of all processes, in the order of the dataset; rank 0 alone has them."""
+        own = range(workers.rank, len(dataset), workers.size)
+        shares = workers.to_main(self._detect(model, Subset(dataset, own)))
+        if not workers.is_main:
+            return []
+        return [shares[i % workers.size][i // workers.size] for i in range(len(dataset))]
 
     @torch.no_grad()
     def _detect(self, model: nn.Module, dataset: Dataset) -> list[dict[str, Any]]:

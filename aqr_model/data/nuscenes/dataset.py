@@ -12,10 +12,11 @@ from mmdet3d.core.bbox import LiDARInstance3DBoxes
 from mmdet3d.datasets import DATASETS, NuScenesDataset
 
 from aqr_model.data.errors import DataError, SampleFileError
-from aqr_model.data.nuscenes.infos import CAMERAS, camera_matrices
+from aqr_model.data.nuscenes.infos import CAMERAS, camera_matrices, sensor_files
 from aqr_model.data.nuscenes.results import format_results
 from aqr_model.data.nuscenes.scenes import scene_subset
-from aqr_model.data.nuscenes.score import score_predictions
+from aqr_model.data.nuscenes.score import score_predictions, write_results
+from aqr_model.data.nuscenes.tables import require_samples
 
 CLASS_NAMES = (
     "car",
@@ -149,19 +150,69 @@ class CustomNuScenesDataset(NuScenesDataset):
         """
         if metric != "bbox":
             raise DataError(f"metric must be 'bbox', but is {metric!r}.")
+        predictions = self._formatted(results)
+        if jsonfile_prefix is not None and keep_results:
+            write_results(Path(jsonfile_prefix), predictions, self.modality)
+        return score_predictions(
+            self.data_root,
+            self.version,
+            [info["token"] for info in self.data_infos],
+            predictions,
+            out_dir=jsonfile_prefix,
+        )
+
+    def format_results(  # pyright: ignore[reportIncompatibleMethodOverride]  # fewer options
+        self, results: Sequence[Mapping[str, Any]], jsonfile_prefix: str | Path
+    ) -> Path:
+        """Write detections as nuScenes' server reads them; no ground truth is needed.
+
+        Args:
+            results: What the detector returns, a sample each, in the order of this dataset.
+            jsonfile_prefix: Folder for ``results_nusc.json``.
+        """
+        return write_results(Path(jsonfile_prefix), self._formatted(results), self.modality)
+
+    def require_readable(self) -> None:
+        """Check what would fail at the first sample, or after the last one.
+
+        Raises:
+            DataError: If there are no samples, the tables lack one, or the first one's files are
+                missing.
+        """
+        if not self.data_infos:
+            raise DataError(f"{self.ann_file} must hold samples, but holds none.")
+        tokens = [info["token"] for info in self.data_infos]
+        require_samples(self.data_root, self.version, tokens, source=self.ann_file)
+        names = sensor_files(self.data_infos[0])
+        missing = [name for name in names if not os.path.isfile(self._path(name))]
+        if missing:
+            raise DataError(
+                f"{self.ann_file} must name files under {self.data_root}, but {missing[0]} is not "
+                "there; correct data_root, or build the info file from this dataset."
+            )
+
+    def require_objects(self) -> None:
+        """Check that there is something to score detections on.
+
+        Raises:
+            DataError: If no sample has an object of the detection classes.
+        """
+        if not any(np.isin(info["gt_names"], self.CLASSES).any() for info in self.data_infos):
+            raise DataError(
+                f"The {len(self.data_infos)} samples of {self.ann_file} must hold objects to score "
+                "on, but hold none. Score on more scenes; of a split without annotations, "
+                "python -m aqr_model.evaluate --format-only writes a file for nuScenes' server."
+            )
+
+    def _formatted(
+        self, results: Sequence[Mapping[str, Any]]
+    ) -> dict[str, list[dict[str, Any]]]:
         if len(results) != len(self.data_infos):
             raise DataError(
                 f"There must be results for all {len(self.data_infos)} samples, but there are "
                 f"{len(results)}."
             )
-        return score_predictions(
-            self.data_root,
-            self.version,
-            [info["token"] for info in self.data_infos],
-            format_results(results, self.data_infos, self.CLASSES),
-            out_dir=jsonfile_prefix,
-            keep_results=keep_results,
-        )
+        return format_results(results, self.data_infos, self.CLASSES)
 
     def _path(self, path: str) -> str:
         """Our infos are relative to the dataroot; those of mmdet3d's converter name it too."""

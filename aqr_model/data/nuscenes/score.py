@@ -14,15 +14,17 @@ from nuscenes.eval.common.loaders import (
     add_center_dist,
     filter_eval_boxes,
     load_gt_of_sample_tokens,
+    load_prediction,
 )
 from nuscenes.eval.detection.data_classes import DetectionBox
 from nuscenes.eval.detection.evaluate import DetectionEval
 
 from aqr_model.data.errors import DataError
 from aqr_model.data.nuscenes.results import class_ranges, detection_config
-from aqr_model.data.nuscenes.tables import fingerprint, open_tables
+from aqr_model.data.nuscenes.tables import fingerprint, open_tables, require_samples
 
 Result = Mapping[str, Any]
+_MODALITIES = ("use_camera", "use_lidar", "use_radar", "use_map", "use_external")
 _ERRORS = {
     "trans_err": "val/mate",
     "scale_err": "val/mase",
@@ -39,7 +41,6 @@ def score_predictions(
     predictions: Mapping[str, Sequence[Result]],
     *,
     out_dir: str | Path | None = None,
-    keep_results: bool = True,
 ) -> dict[str, float]:
     """Score predictions on some samples.
 
@@ -52,8 +53,7 @@ def score_predictions(
         sample_tokens: The samples to score on.
         predictions: Results by sample token, in nuScenes' form; an entry for every sample, empty
             where nothing was found, and for no other.
-        out_dir: Folder for the devkit's summary and the results it was made from; none by default.
-        keep_results: Write the results too: on nuScenes half a gigabyte.
+        out_dir: Folder for the devkit's summary; none by default.
 
     Returns:
         ``val/nds``, ``val/map``, ``val/mate``, ``val/mase``, ``val/maoe``, ``val/mave``,
@@ -69,7 +69,9 @@ def score_predictions(
     found = _predicted_boxes(str(dataroot), version, tokens, predictions)
     summary = _InMemoryEval(truth, found).evaluate()[0].serialize()
     if out_dir is not None:
-        _write(Path(out_dir), summary, predictions if keep_results else None)
+        folder = Path(out_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "metrics_summary.json").write_text(json.dumps(summary, indent=2))
     return _named(summary)
 
 
@@ -85,14 +87,8 @@ class _InMemoryEval(DetectionEval):
 
 @functools.lru_cache(maxsize=16)
 def _ground_truth(dataroot: str, version: str, _state: str, tokens: tuple[str, ...]) -> EvalBoxes:
+    require_samples(dataroot, version, tokens, source="What is scored")
     tables = open_tables(dataroot, version)
-    known = {record["token"] for record in tables.sample}
-    unknown = [token for token in tokens if token not in known]
-    if unknown:
-        raise DataError(
-            f"Samples to score on must be in {dataroot}, version {version!r}, but "
-            f"{len(unknown)} are not (first: {unknown[0]}); build the info files from these tables."
-        )
     with contextlib.redirect_stderr(io.StringIO()):  # a progress bar without a switch
         boxes = load_gt_of_sample_tokens(tables, list(tokens), DetectionBox, verbose=False)
     if not any(boxes[token] for token in tokens):
@@ -154,14 +150,27 @@ def _named(summary: Mapping[str, Any]) -> dict[str, float]:
     return {name: float(value) for name, value in metrics.items()}
 
 
-def _write(
-    folder: Path, summary: Mapping[str, Any], predictions: Mapping[str, Sequence[Result]] | None
-) -> None:
+def write_results(
+    folder: Path, predictions: Mapping[str, Sequence[Result]], modality: Mapping[str, bool]
+) -> Path:
+    """Write predictions as nuScenes' server reads them, and let the devkit check the file.
+
+    Args:
+        folder: Where ``results_nusc.json`` is put.
+        predictions: Results by sample token, in nuScenes' form.
+        modality: ``use_camera``, ``use_lidar``, ``use_radar``, ``use_map``, ``use_external``.
+
+    Raises:
+        DataError: If the devkit refuses the results.
+        FloatingPointError: If a prediction holds NaN or infinity.
+    """
+    _check(list(predictions), predictions)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "metrics_summary.json").write_text(json.dumps(summary, indent=2))
-    if predictions is None:
-        return
-    modality = {"use_camera": True, "use_lidar": True}
-    modality |= {"use_radar": False, "use_map": False, "use_external": False}
-    submission = {"meta": modality, "results": dict(predictions)}
-    (folder / "results_nusc.json").write_text(json.dumps(submission))
+    path = folder / "results_nusc.json"
+    meta = {name: bool(modality.get(name)) for name in _MODALITIES}
+    path.write_text(json.dumps({"meta": meta, "results": dict(predictions)}))
+    try:
+        load_prediction(str(path), detection_config().max_boxes_per_sample, DetectionBox)
+    except AssertionError as error:
+        raise DataError(f"nuscenes-devkit refuses {path}: {error}") from error
+    return path

@@ -3,7 +3,7 @@
 import functools
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from nuscenes.nuscenes import NuScenes
@@ -64,6 +64,32 @@ def fingerprint(dataroot: str | Path, version: str) -> str:
     return hashlib.sha256("|".join(parts).encode()).hexdigest()[:16]
 
 
+def require_samples(
+    dataroot: str | Path, version: str, tokens: Iterable[str], *, source: str
+) -> None:
+    """Check that a version's tables hold samples, without opening all of them.
+
+    Args:
+        dataroot: Folder of the dataset.
+        version: Its version.
+        tokens: The samples.
+        source: What names them, for the message.
+
+    Raises:
+        DataError: If the tables are missing or lack a sample.
+    """
+    known = _sample_tokens(str(Path(dataroot)), version, fingerprint(dataroot, version))
+    wanted = list(tokens)
+    unknown = [token for token in wanted if token not in known]
+    if unknown:
+        raise DataError(
+            f"{source} must name samples of {dataroot}, version {version!r}, but {len(unknown)} of "
+            f"{len(wanted)} are not in its tables (first: {unknown[0]}). Build the info files from "
+            f"these tables: python -m aqr_model.data.prepare --dataroot {dataroot} --version "
+            f"{version}."
+        )
+
+
 def split_scenes(dataroot: str | Path, version: str) -> dict[str, tuple[str, ...]]:
     """Scene names of each split: the devkit's for official versions, else from splits.json.
 
@@ -83,6 +109,11 @@ def split_scenes(dataroot: str | Path, version: str) -> dict[str, tuple[str, ...
     if not isinstance(splits, dict) or not all(isinstance(v, list) for v in splits.values()):
         raise DataError(f"{path} must map split names to lists of scene names.")
     return {name: tuple(sorted(scenes)) for name, scenes in splits.items()}
+
+
+@functools.lru_cache(maxsize=4)
+def _sample_tokens(dataroot: str, version: str, _state: str) -> frozenset[str]:
+    return frozenset(r["token"] for r in _read_json(Path(dataroot) / version / "sample.json"))
 
 
 @functools.lru_cache(maxsize=2)

@@ -114,6 +114,8 @@ class UnifiedDataBaseSampler:
                 f"{sorted(found)}."
             )
         self.shelves = {name: _shelf(_filtered(name, found[name], prepare)) for name in self.groups}
+        for shelf in self.shelves.values():
+            self._require_first(shelf.point_files.tolist())
         counts = {
             name: f"{len(shelf)} of {len(found[name])}" for name, shelf in self.shelves.items()
         }
@@ -147,10 +149,12 @@ class UnifiedDataBaseSampler:
         """Refuse a database that was built for points alone.
 
         Raises:
-            DataError: If there are objects, but none has an image patch.
+            DataError: If there are objects, but none has an image patch, or its file is missing.
         """
-        patches = [patch for shelf in self.shelves.values() for patch in shelf.patch_files]
-        if patches and not any(patches):
+        names = [name for shelf in self.shelves.values() for name in shelf.patch_files]
+        patches = [name for name in names if name]
+        self._require_first(patches)
+        if names and not patches:
             raise DataError(
                 f"{self.info_path} must name image patches of its objects (`image_path`) to paste "
                 "them into images, but names none: it was built for LiDAR alone. Build it with "
@@ -186,6 +190,14 @@ class UnifiedDataBaseSampler:
 
     def _path(self, path: bytes) -> str:
         return os.path.join(self.data_root, os.fsdecode(bytes(path)))
+
+    def _require_first(self, names: Sequence[bytes]) -> None:
+        """Look for the first file, so that a database without its folder is noticed at once."""
+        if len(names) and not os.path.isfile(path := self._path(names[0])):
+            raise DataError(
+                f"{self.info_path} must stand beside the files that it names, but there is no "
+                f"{path}; copy its folder too, or set data_root."
+            )
 
     def _check(self, prepare: Mapping[str, Any]) -> None:
         unknown = sorted(set(prepare) - set(_FILTERS))

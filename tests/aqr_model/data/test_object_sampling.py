@@ -305,12 +305,36 @@ def test_hidden_points_are_those_that_the_slow_twin_finds(tmp_path_factory, seed
 def test_damaged_object_is_named(tmp_path, kind, damage):
     entry = write_object(tmp_path, "car", CAR)
     path = tmp_path / entry["path" if kind == "points" else "image_path"]
-    content = path.read_bytes()
+    made, content = step(tmp_path, [entry]), path.read_bytes()
     path.unlink()
     if damage != "missing":
         path.write_bytes(content[:-7] if damage == "short" else b"")
     with pytest.raises(SampleFileError, match=path.name):
-        step(tmp_path, [entry])(empty_scene())
+        made(empty_scene())
+
+
+@pytest.mark.parametrize("kind", ["no key", "no patch"])
+def test_a_database_for_lidar_alone_pastes_into_points_alone(tmp_path, kind):
+    """mmdet3d's own converter writes no patches."""
+    entries = [write_object(tmp_path, name, CAR) for name in ("car", "bus")]
+    for entry in entries:
+        if kind == "no key":
+            del entry["image_path"]
+        else:
+            entry["image_path"] = ""
+    message = r"must name image patches .* aqr_model\.data\.prepare .* sample_2d=False"
+    with pytest.raises(DataError, match=message):
+        step(tmp_path, entries)
+    data = step(tmp_path, entries, sample_2d=False)(empty_scene())
+    assert len(data["gt_bboxes_3d"]) == 1
+
+
+@pytest.mark.parametrize("key", ["path", "image_path"])
+def test_a_database_without_its_folder_is_refused_at_once(tmp_path, key):
+    entry = write_object(tmp_path, "car", CAR)
+    (tmp_path / entry[key]).unlink()
+    with pytest.raises(DataError, match=rf"there is no .*{entry[key]}; copy its folder"):
+        step(tmp_path, [entry])
 
 
 def sampler(root, **changes):
