@@ -16,10 +16,16 @@ import numpy as np
 import torch
 from mmdet.models.builder import build_head
 from mmdet3d.core.bbox import LiDARInstance3DBoxes
+from nuscenes.utils.geometry_utils import transform_matrix
+from pyquaternion import Quaternion
 
 from aqr_model.aqr import aqr_statistics
-from aqr_model.data.geometry import inverse, pose_matrix
-from aqr_model.data.synthetic.calibration import CAMERAS, LIDAR, NATIVE_IMAGE_SIZE
+from aqr_model.data.synthetic.calibration import (
+    CAMERAS,
+    LIDAR,
+    NATIVE_IMAGE_SIZE,
+    Calibration,
+)
 from aqr_model.preflight.reading import load_config
 
 CONFIG = "aqr_model/configs/cmt_aqr_voxel0100_r50_800x320_cbgs.py"
@@ -149,14 +155,19 @@ def augmented_cameras(rng: np.random.Generator) -> list[np.ndarray]:
     world[:3, 3] = rng.normal(0, 0.5, 3)
     world = np.diag([*rng.choice([-1.0, 1.0], 2), 1.0, 1.0]) @ world
     image = _image_transform(rng)
-    lidar = pose_matrix(LIDAR.translation, LIDAR.rotation)
+    lidar = _pose(LIDAR)
     matrices = []
     for camera in CAMERAS.values():
         lens = np.eye(4)
         lens[:3, :3] = image @ camera.intrinsic(*NATIVE_IMAGE_SIZE)
-        lidar2cam = inverse(pose_matrix(camera.translation, camera.rotation)) @ lidar
+        lidar2cam = np.linalg.inv(_pose(camera)) @ lidar
         matrices.append(lens @ lidar2cam @ np.linalg.inv(world))
     return matrices
+
+
+def _pose(sensor: Calibration) -> np.ndarray:
+    """From a sensor to the ego frame. [4, 4]."""
+    return transform_matrix(np.array(sensor.translation), Quaternion(sensor.rotation))
 
 
 def _image_transform(rng: np.random.Generator) -> np.ndarray:

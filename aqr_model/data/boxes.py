@@ -10,30 +10,33 @@ from numpy.typing import NDArray
 Array = NDArray[np.floating]
 
 
-def overlap_from_above(box: Array, others: Array) -> bool:
-    """Tell whether a box and any of several others share ground.
+def footprints(boxes: Array) -> NDArray[np.float32]:
+    """Corners of boxes from above, one after the other. [N, 7 or more] to [N, 4, 2]."""
+    return box_np_ops.center_to_corner_box2d(boxes[:, :2], boxes[:, 3:5], boxes[:, 6])
+
+
+def overlap_from_above(footprint: Array, others: Array) -> NDArray[np.bool_]:
+    """Tell which boxes share ground with a box.
 
     Two rectangles are apart exactly if the sides of one of them part them (separating axes).
     mmdet3d's ``box_collision_test`` answers the same, but every process compiles it for five
     seconds first.
 
     Args:
-        box: One box. [7 or more]
-        others: Boxes. [N, 7 or more]
+        footprint: Of one box. [4, 2]
+        others: Of boxes. [N, 4, 2]
+
+    Returns:
+        [N]
     """
-    reach = 0.5 * (np.hypot(box[3], box[4]) + np.hypot(others[:, 3], others[:, 4]))
-    others = others[np.hypot(others[:, 0] - box[0], others[:, 1] - box[1]) < reach]
-    if not len(others):
-        return False
-    ours, theirs = _footprints(box[None])[0], _footprints(others)
     apart = np.zeros(len(others), dtype=bool)
-    for corners in (np.broadcast_to(ours, theirs.shape), theirs):
+    for corners in (np.broadcast_to(footprint, others.shape), others):
         sides = corners[:, 1:3] - corners[:, :2]  # [N, axis, 2]
-        mine = ours @ sides.transpose(0, 2, 1)  # [N, corner, axis]
-        other = theirs @ sides.transpose(0, 2, 1)
-        apart |= (mine.max(axis=1) <= other.min(axis=1)).any(axis=1)
-        apart |= (other.max(axis=1) <= mine.min(axis=1)).any(axis=1)
-    return bool((~apart).any())
+        mine = footprint @ sides.transpose(0, 2, 1)  # [N, corner, axis]
+        theirs = others @ sides.transpose(0, 2, 1)
+        apart |= (mine.max(axis=1) <= theirs.min(axis=1)).any(axis=1)
+        apart |= (theirs.max(axis=1) <= mine.min(axis=1)).any(axis=1)
+    return ~apart
 
 
 def image_rectangles(
@@ -64,9 +67,3 @@ def image_rectangles(
     shown = front & (high - low > 1).all(axis=1)
     rectangles = np.where(shown[:, None], np.concatenate([low, high], axis=1), 0)
     return rectangles, depth.mean(axis=1)
-
-
-def _footprints(boxes: Array) -> NDArray[np.float64]:
-    """Corners of boxes from above, one after the other. [N, 4, 2]."""
-    boxes = np.asarray(boxes, dtype=np.float64)
-    return box_np_ops.center_to_corner_box2d(boxes[:, :2], boxes[:, 3:5], boxes[:, 6])

@@ -35,7 +35,10 @@ from mmdet3d.datasets.pipelines import Compose
 from tape import Tape, recorded, replayed
 
 from aqr_model.cmt.images.grid_mask import GridMask
+from aqr_model.data.nuscenes.tables import open_tables
+from aqr_model.data.prepare import prepare
 from aqr_model.data.prepare.database import build_database
+from aqr_model.data.synthetic import SyntheticConfig, write_dataset
 from aqr_model.engine.batches import seed_everything
 
 OUT = Path("tests/data/parity")
@@ -246,6 +249,21 @@ def databases(public: PublicData, table: Table, infos: Path, folder: Path) -> st
     )
 
 
+def info_files(public: PublicData, table: Table, synthetic: Path) -> None:
+    """Infos of the public converter and ours, of a synthetic set of two scenes."""
+    write_dataset(
+        synthetic, SyntheticConfig(domain="base", train_scenes=1, val_scenes=1, keyframes=8)
+    )
+    ours = {
+        info["token"]: info
+        for path in prepare(synthetic, "v1.0-synth").values()
+        for info in pickle.loads(path.read_bytes())["infos"]
+    }
+    for theirs in public.infos(open_tables(synthetic, "v1.0-synth")):
+        pair = theirs, ours[theirs["token"]]
+        table.add("info files", *map(cases.outcome_of_info, pair))
+
+
 def _object(entry: dict[str, Any], folder: Path) -> cases.Outcome:
     points = np.fromfile(folder / entry["path"], dtype=np.float32).reshape(-1, 5)
     return {"box": entry["box3d_lidar"], "points": points, "count": entry["num_points_in_gt"]}
@@ -276,6 +294,7 @@ def main(
         "samplers": {**balanced(public, table), **grid_masks(public, table)},
     }
     with tempfile.TemporaryDirectory() as folder:
+        info_files(public, table, Path(folder) / "two_scenes")
         if keyframe.available():
             infos = keyframe_objects.write_infos(Path(folder) / "keyframe.pkl")
             notes.append(databases(public, table, infos, Path(folder)))

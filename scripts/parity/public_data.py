@@ -7,6 +7,7 @@ of its own, so that its steps stand beside ours of the same names.
 import importlib.util
 import pickle
 import random
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,6 +34,7 @@ _FILES = {
     "grid_mask": "models/utils/grid_mask.py",
 }
 _DATABASE_TOOL = "tools/data_converter/create_gt_database.py"
+_INFOS_TOOL = "tools/data_converter/nuscenes_converter.py"
 # Steps that the public configs take from mmdet3d; ours stand under some of their names.
 _FROM_MMDET3D = (
     "Collect3D",
@@ -108,6 +110,16 @@ class PublicData:
                 "CustomNuScenesDataset", str(folder), "public", str(infos)
             )
         return pickle.loads((folder / "public_dbinfos_train.pkl").read_bytes())
+
+    def infos(self, tables: Any) -> list[dict[str, Any]]:
+        """Infos of all keyframes of the devkit's tables, by its own converter."""
+        plugin = ModuleType("projects.mmdet3d_plugin.datasets")
+        plugin.CustomNuScenesDataset = self._datasets.get("CustomNuScenesDataset")
+        parents = {name: ModuleType(name) for name in ("projects", "projects.mmdet3d_plugin")}
+        with patch.dict(sys.modules, {**parents, plugin.__name__: plugin}):
+            converter = _load(self.root / _INFOS_TOOL)
+        every_scene = [scene["token"] for scene in tables.scene]
+        return converter._fill_trainval_infos(tables, every_scene, [])[0]
 
     def _step(self, config: dict[str, Any]) -> Callable[[dict], Any]:
         if config["type"] == "MultiScaleFlipAug3D":

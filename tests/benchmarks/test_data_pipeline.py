@@ -5,38 +5,21 @@
 """
 
 import copy
-import pickle
 import time
-from pathlib import Path
 
 import cv2
+import keyframe
+import keyframe_objects
 import numpy as np
 import pytest
 import torch
 from mmcv import Config
 
 from aqr_model.data.nuscenes.dataset import CLASS_NAMES
-from aqr_model.data.nuscenes.infos import CAMERAS
-from aqr_model.data.prepare.database import build_database
 from aqr_model.engine.batches import seed_everything
 
-KEYFRAME = Path("../shared/data/nuscenes_keyframe")
-NUM_SWEEPS = 10
-TURNS = 12  # how often each object of the keyframe stands in the database, each time elsewhere
 # The users' runs on 8 A100: samples a GPU and step, seconds a step, loading processes a GPU.
 BATCH, STEP_S, WORKERS = 4, 0.645, 6
-GROUPS = {  # of the public configs
-    "car": 2,
-    "truck": 3,
-    "construction_vehicle": 7,
-    "bus": 4,
-    "trailer": 6,
-    "barrier": 2,
-    "motorcycle": 6,
-    "bicycle": 6,
-    "pedestrian": 2,
-    "traffic_cone": 2,
-}
 
 
 @pytest.fixture(autouse=True)
@@ -50,91 +33,13 @@ def _one_core():
 
 
 @pytest.fixture(scope="module")
-def keyframe():
-    """The real keyframe as an info; its one sweep stands in for ten earlier ones."""
-    files = sorted(KEYFRAME.glob("*.pkl"))
-    if not files:
-        pytest.skip(f"needs the real nuScenes keyframe under {KEYFRAME}")
-    content = pickle.loads(files[0].read_bytes())
-    names = {number: name for name, number in content["metainfo"]["categories"].items()}
-    record = content["data_list"][0]
-    folder = files[0].parent.resolve()
-    lidar_path = str(folder / record["lidar_points"]["lidar_path"])
-    now_us = record["timestamp"] * 1e6
-    objects = record["instances"]
-    boxes = np.array([o["bbox_3d"] for o in objects])
-    counts = np.array([o["num_lidar_pts"] for o in objects])
-    return {
-        "token": record["token"],
-        "scene_name": "keyframe",
-        "timestamp": now_us,
-        "lidar_path": lidar_path,
-        "sweeps": [
-            {
-                "data_path": lidar_path,
-                "timestamp": now_us - 5e4 * (k + 1),
-                "sensor2lidar_rotation": np.eye(3),
-                "sensor2lidar_translation": np.zeros(3),
-            }
-            for k in range(NUM_SWEEPS)
-        ],
-        "cams": {name: _camera(record["images"][name], folder) for name in CAMERAS},
-        "gt_boxes": boxes,
-        "gt_names": np.array([names.get(o["bbox_label_3d"], "other") for o in objects]),
-        "gt_velocity": np.array([o["velocity"] for o in objects]),
-        "num_lidar_pts": counts,
-        "valid_flag": counts > 0,
-    }
-
-
-def _camera(record, folder):
-    cam2lidar = np.linalg.inv(np.array(record["lidar2cam"]))
-    return {
-        "data_path": str(folder / record["img_path"]),
-        "cam_intrinsic": np.array(record["cam2img"])[:3, :3],
-        "sensor2lidar_rotation": cam2lidar[:3, :3],
-        "sensor2lidar_translation": cam2lidar[:3, 3],
-    }
-
-
-@pytest.fixture(scope="module")
-def database(keyframe, tmp_path_factory):
-    """Objects of the keyframe turned about the vehicle, so that they do not meet themselves.
-
-    The keyframe has five of the ten classes; the others borrow its objects, so that as many are
-    pasted as in real training.
-    """
-    folder = tmp_path_factory.mktemp("database")
-    found = build_database(
-        [keyframe], dataroot=Path("/"), folder=folder, num_sweeps=NUM_SWEEPS, stamp={}
-    )
-    present = [entry for own in found.values() for entry in own if entry["image_path"]]
-    rng = np.random.default_rng(0)
-    turned = {}
-    for name in CLASS_NAMES:
-        kept = [
-            _turned(entry, rng, folder) for entry in found[name] or present for _ in range(TURNS)
-        ]
-        turned[name] = [{**entry, "name": name} for entry in kept]
-    path = folder / "nuscenes_dbinfos_train.pkl"
-    path.write_bytes(pickle.dumps(turned))
-    return path
-
-
-def _turned(entry, rng, folder):
-    angle = rng.uniform(-np.pi, np.pi)
-    c, s = np.cos(angle), np.sin(angle)
-    turn = np.array([[c, -s], [s, c]])
-    points = np.fromfile(folder / entry["path"], dtype=np.float32).reshape(-1, 5)
-    points[:, :2] = points[:, :2] @ turn.T
-    path = folder / f"{len(list(folder.glob('*.bin')))}.bin"
-    points.tofile(path)
-    box = entry["box3d_lidar"].copy()
-    box[:2] = turn @ box[:2]
-    box[6] += angle
-    # Its patches were cut for other cameras; the largest serves whichever sees it now.
-    unneeded = {"path": path.name, "box3d_lidar": box}
-    return {k: v for k, v in entry.items() if k != "image_paths"} | unneeded
+def files(tmp_path_factory):
+    """The real keyframe's info file, and a database of its objects."""
+    if not keyframe.available():
+        pytest.skip(keyframe.ABSENT)
+    folder = tmp_path_factory.mktemp("keyframe")
+    infos = keyframe_objects.write_infos(folder / "nuscenes_infos_train.pkl")
+    return infos, keyframe_objects.write_database(infos, folder)
 
 
 def _pasting(info_path, names):
@@ -152,7 +57,7 @@ def _pasting(info_path, names):
                 "filter_by_min_points": dict.fromkeys(names, 5),
             },
             "classes": list(names),
-            "sample_groups": GROUPS,
+            "sample_groups": keyframe_objects.GROUPS,
         },
     }
 
@@ -199,11 +104,9 @@ def _report(title, benchmark, seconds, capsys):
 
 
 @pytest.mark.parametrize("pasting", [False, True], ids=["plain", "pasting"])
-def test_r50_training_pipeline(benchmark, keyframe, database, tmp_path, pasting, capsys):
+def test_r50_training_pipeline(benchmark, files, pasting, capsys):
     cfg = Config.fromfile("aqr_model/configs/cmt_voxel0100_r50_800x320_cbgs.py")
-    infos = tmp_path / "nuscenes_infos_train.pkl"
-    metadata = {"version": "v1.0-trainval"}
-    infos.write_bytes(pickle.dumps({"infos": [keyframe], "metadata": metadata}))
+    infos, database = files
     train = copy.deepcopy(cfg.data.train.dataset)
     train.data_root, train.ann_file = "", str(infos)
     steps = _with_pasting(train.pipeline, database)

@@ -180,6 +180,15 @@ def outcome(results: Mapping[str, Any]) -> Outcome:
     return kept | {key: value for key, value in metas.items() if key not in _LEFT_OUT}
 
 
+def outcome_of_info(info: Mapping[str, Any]) -> Outcome:
+    """What is compared of an info record: all but the paths, which ours keeps relative."""
+    sensors = {f"sweep {k}": sweep for k, sweep in enumerate(info["sweeps"])} | info["cams"]
+    found = {key: value for key, value in info.items() if key not in ("cams", "sweeps")}
+    found |= {f"{name}: {key}": v for name, sensor in sensors.items() for key, v in sensor.items()}
+    found["gt_velocity"] = np.nan_to_num(info["gt_velocity"], nan=1e3)
+    return {key: value for key, value in found.items() if not key.endswith("_path")}
+
+
 def without_order(steps: Sequence[Any]) -> list[Any]:
     """All steps but the one that shuffles the points."""
     return [step for step in steps if type(step).__name__ != "PointShuffle"]

@@ -4,10 +4,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from nuscenes.eval.detection.utils import category_to_detection_name
 from nuscenes.nuscenes import NuScenes
-
-from aqr_model.data.geometry import Floats, homogeneous, inverse, pose_matrix
+from nuscenes.utils.geometry_utils import transform_matrix
+from pyquaternion import Quaternion
 
 LIDAR = "LIDAR_TOP"
 CAMERAS = (
@@ -19,6 +20,7 @@ CAMERAS = (
     "CAM_BACK_RIGHT",
 )
 Info = dict[str, Any]
+Floats = NDArray[np.float64]
 
 
 def build_info(tables: NuScenes, sample: Mapping[str, Any], *, max_sweeps: int = 10) -> Info:
@@ -34,7 +36,7 @@ def build_info(tables: NuScenes, sample: Mapping[str, Any], *, max_sweeps: int =
     """
     lidar = tables.get("sample_data", sample["data"][LIDAR])
     calibration, pose = _calibration(tables, lidar), _pose(tables, lidar)
-    global2lidar = inverse(_sensor_to_global(tables, lidar))
+    global2lidar = np.linalg.inv(_sensor_to_global(tables, lidar))
     info = {
         "token": sample["token"],
         "scene_name": tables.get("scene", sample["scene_token"])["name"],
@@ -47,7 +49,8 @@ def build_info(tables: NuScenes, sample: Mapping[str, Any], *, max_sweeps: int =
         "ego2global_translation": pose["translation"],
         "ego2global_rotation": pose["rotation"],
     }
-    return info | _annotations(tables, sample, global2lidar)
+    turn = Quaternion(pose["rotation"]) * Quaternion(calibration["rotation"])
+    return info | _annotations(tables, sample, global2lidar, turn.inverse)
 
 
 def camera_matrices(info: Mapping[str, Any]) -> dict[str, list[Floats]]:
@@ -59,10 +62,10 @@ def camera_matrices(info: Mapping[str, Any]) -> dict[str, list[Floats]]:
     """
     cameras = [info["cams"][name] for name in CAMERAS]
     lidar2cam = [
-        inverse(homogeneous(c["sensor2lidar_rotation"], c["sensor2lidar_translation"]))
+        np.linalg.inv(_homogeneous(c["sensor2lidar_rotation"], c["sensor2lidar_translation"]))
         for c in cameras
     ]
-    intrinsics = [homogeneous(c["cam_intrinsic"], np.zeros(3)) for c in cameras]
+    intrinsics = [_homogeneous(c["cam_intrinsic"], np.zeros(3)) for c in cameras]
     lidar2img = [k @ e for k, e in zip(intrinsics, lidar2cam, strict=True)]
     return {"lidar2img": lidar2img, "lidar2cam": lidar2cam, "cam_intrinsic": intrinsics}
 
@@ -71,6 +74,13 @@ def sensor_files(info: Info) -> list[str]:
     """Every sensor file that an info names, relative to the dataroot."""
     cameras = [camera["data_path"] for camera in info["cams"].values()]
     return [info["lidar_path"], *cameras, *(sweep["data_path"] for sweep in info["sweeps"])]
+
+
+def _homogeneous(matrix: Floats, translation: Floats) -> Floats:
+    """Put a matrix [3, 3] and a translation [3] into one. [4, 4]."""
+    whole = np.eye(4)
+    whole[:3, :3], whole[:3, 3] = matrix, translation
+    return whole
 
 
 def _calibration(tables: NuScenes, data: Mapping[str, Any]) -> Info:
@@ -82,9 +92,11 @@ def _pose(tables: NuScenes, data: Mapping[str, Any]) -> Info:
 
 
 def _sensor_to_global(tables: NuScenes, data: Mapping[str, Any]) -> Floats:
-    calibration, pose = _calibration(tables, data), _pose(tables, data)
-    ego2global = pose_matrix(pose["translation"], pose["rotation"])
-    return ego2global @ pose_matrix(calibration["translation"], calibration["rotation"])
+    ego2global, sensor2ego = (
+        transform_matrix(record["translation"], Quaternion(record["rotation"]))
+        for record in (_pose(tables, data), _calibration(tables, data))
+    )
+    return ego2global @ sensor2ego
 
 
 def _sensor(tables: NuScenes, data: Mapping[str, Any], kind: str, global2lidar: Floats) -> Info:
@@ -127,16 +139,22 @@ def _sweeps(
     return sweeps
 
 
-def _annotations(tables: NuScenes, sample: Mapping[str, Any], global2lidar: Floats) -> Info:
-    """Boxes in the LiDAR frame: gravity centre, dx (length), dy (width), dz (height), yaw."""
+def _annotations(
+    tables: NuScenes, sample: Mapping[str, Any], global2lidar: Floats, turn: Quaternion
+) -> Info:
+    """Boxes in the LiDAR frame: gravity centre, dx (length), dy (width), dz (height), yaw.
+
+    The yaw is pyquaternion's, as mmdet3d's converter takes it; roll and pitch have no place in the
+    box.
+    """
     records = [tables.get("sample_annotation", token) for token in sample["anns"]]
     boxes = np.zeros((len(records), 7))
     velocity = np.zeros((len(records), 2))
     for row, record in enumerate(records):
-        box = global2lidar @ pose_matrix(record["translation"], record["rotation"])
+        centre = global2lidar @ [*record["translation"], 1.0]
+        yaw = (turn * Quaternion(record["rotation"])).yaw_pitch_roll[0]
         width, length, height = record["size"]
-        # The heading of the box's x axis; roll and pitch have no place in the box.
-        boxes[row] = *box[:3, 3], length, width, height, np.arctan2(box[1, 0], box[0, 0])
+        boxes[row] = *centre[:3], length, width, height, yaw
         velocity[row] = _velocity(tables, record["token"], global2lidar)
     lidar_points = np.array([r["num_lidar_pts"] for r in records], dtype=np.int64)
     radar_points = np.array([r["num_radar_pts"] for r in records], dtype=np.int64)

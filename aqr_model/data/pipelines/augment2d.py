@@ -11,8 +11,8 @@ from mmdet3d.datasets import PIPELINES
 from numpy.typing import NDArray
 
 from aqr_model.data.errors import DataError
-from aqr_model.data.geometry import Floats
 
+Floats = NDArray[np.float64]
 Results = dict[str, Any]
 _CONF_KEYS = ("H", "W", "final_dim", "resize_lim", "bot_pct_lim", "rot_lim", "rand_flip")
 

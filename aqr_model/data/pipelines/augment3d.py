@@ -6,11 +6,12 @@ from typing import Any
 import numpy as np
 import torch
 from mmdet3d.datasets import PIPELINES
+from numpy.typing import NDArray
 from torch import Tensor
 
 from aqr_model.data.errors import DataError
-from aqr_model.data.geometry import Floats
 
+Floats = NDArray[np.float64]
 Results = dict[str, Any]
 _BOXES = "gt_bboxes_3d"
 

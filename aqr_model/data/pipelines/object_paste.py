@@ -1,6 +1,6 @@
 """Pasting objects of the ground-truth database into cloud and images together."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import cv2
@@ -17,6 +17,7 @@ from aqr_model.data.errors import DataError
 from aqr_model.data.pipelines.object_sampler import SampledObjects
 
 Results = dict[str, Any]
+_Rectangle = tuple[tuple[slice, slice], int]  # of a pasted object, or of the scene's below 0
 _NOBODY = -1
 
 
@@ -95,47 +96,37 @@ class UnifiedObjectSample:
     ) -> NDArray[np.bool_]:
         """Paint every view in place; returns which points stay visible, if that is asked for."""
         visible = np.ones(len(points), dtype=bool)
+        num_own = len(corners) - len(sampled.boxes)
         for image, matrix in zip(results["img"], results["lidar2img"], strict=True):
             rectangles, depths = image_rectangles(corners, matrix, *image.shape[:2])
-            far_to_near = [i for i in np.argsort(depths)[::-1] if rectangles[i].any()]
-            tops = self._paint(image, rectangles, far_to_near, sampled)
+            far_to_near = [
+                (np.s_[top:bottom, left:right], int(i) - num_own)
+                for i in np.argsort(depths)[::-1]
+                for left, top, right, bottom in [rectangles[i]]
+                if right and (i < num_own or sampled.patches[i - num_own] is not None)
+            ]
+            for where, owner in far_to_near:
+                if owner >= 0:
+                    self._blend(image[where], sampled.patches[owner])
             if self.modify_points:
+                tops = _tops(image.shape[:2], far_to_near)
                 visible &= _unhidden(points, owners, matrix, tops)
         return visible
 
-    def _paint(
-        self,
-        image: NDArray[Any],
-        rectangles: NDArray[np.int64],
-        far_to_near: list[int],
-        sampled: SampledObjects,
-    ) -> NDArray[np.int16]:
-        """Paint in place.
-
-        Returns:
-            The pasted object whose rectangle lies on top of each pixel, or -1. [H, W]
-        """
-        num_own = len(rectangles) - len(sampled.boxes)
-        tops = np.full(image.shape[:2], _NOBODY, dtype=np.int16)
-        for index in far_to_near:
-            left, top, right, bottom = rectangles[index]
-            where = np.s_[top:bottom, left:right]
-            if index < num_own:
-                tops[where] = _NOBODY
-                continue
-            patch = sampled.patches[index - num_own]
-            if patch is not None:
-                self._blend(image[where], patch)
-                tops[where] = index - num_own
-        return tops
-
-    def _blend(self, below: NDArray[Any], patch: NDArray[np.uint8]) -> None:
+    def _blend(self, below: NDArray[Any], patch: Any) -> None:
         fitting = cv2.resize(patch, below.shape[1::-1])
-        if self.mixup_rate < 0:
-            below[:] = fitting
-        else:  # rounded down, as the public code does
-            mixed = below * (1 - self.mixup_rate) + fitting * self.mixup_rate
-            below[:] = mixed.astype(below.dtype)
+        if self.mixup_rate >= 0:
+            rate = self.mixup_rate
+            fitting = cv2.addWeighted(below, 1 - rate, fitting, rate, 0, dtype=cv2.CV_64F)
+        below[:] = fitting.astype(below.dtype)  # rounded down, as the public code does
+
+
+def _tops(size: tuple[int, int], far_to_near: Sequence[_Rectangle]) -> NDArray[np.int16]:
+    """The pasted object whose rectangle lies on top of each pixel, or -1. [H, W]."""
+    tops = np.full(size, _NOBODY, dtype=np.int16)
+    for where, owner in far_to_near:
+        tops[where] = max(owner, _NOBODY)
+    return tops
 
 
 def _merged(
@@ -148,7 +139,9 @@ def _merged(
             f"{points.shape[1]}, but reads {sampled.points.shape[1]}."
         )
     scene = points.numpy()
-    outside = ~box_np_ops.points_in_rbbox(scene[:, :3], sampled.boxes).any(axis=1)
+    inside = box_np_ops.points_in_rbbox(scene[:, :3], sampled.boxes)  # [N, S]
+    outside = np.ones(len(scene), dtype=bool)
+    outside[np.flatnonzero(inside) // len(sampled.boxes)] = False  # quicker than `any`
     kept = np.flatnonzero(outside)
     owners = np.concatenate([np.full(len(kept), _NOBODY), sampled.owners])
     # NumPy gathers narrow rows several times faster than torch.

@@ -16,7 +16,7 @@ from mmdet3d.datasets.builder import OBJECTSAMPLERS
 from numpy.typing import NDArray
 from torch import Tensor
 
-from aqr_model.data.boxes import overlap_from_above
+from aqr_model.data.boxes import footprints, overlap_from_above
 from aqr_model.data.errors import DataError
 from aqr_model.data.pipelines.loading import read_image
 
@@ -59,11 +59,13 @@ class _Shelf:
 
     Attributes:
         boxes: [N, 9]
+        footprints: [N, 4, 2]
         point_files: [N]
         patch_files: Empty for an object without a patch. [N]
     """
 
     boxes: NDArray[np.float32]
+    footprints: NDArray[np.float32]
     point_files: NDArray[np.bytes_]
     patch_files: NDArray[np.bytes_]
 
@@ -135,15 +137,18 @@ class UnifiedDataBaseSampler:
             The objects, or None if there are none to add.
         """
         drawn: list[tuple[str, int]] = []
-        taken = boxes
+        taken = footprints(boxes)
         for name, most in self.groups.items():
             missing = most - int((labels == self.labels[name]).sum())
             indices = self._draw(name, int(np.round(self.rate * missing)))
-            candidates = self.shelves[name].boxes[indices, : boxes.shape[1]]
+            candidates = self.shelves[name].footprints[indices]
             apart = _apart(candidates, taken)
             taken = np.concatenate([taken, candidates[apart]])
             drawn += [(name, indices[i]) for i in apart]
-        return self._read(drawn, taken[len(boxes) :], with_images) if drawn else None
+        if not drawn:
+            return None
+        added = np.stack([self.shelves[name].boxes[i, : boxes.shape[1]] for name, i in drawn])
+        return self._read(drawn, added, with_images)
 
     def require_patches(self) -> None:
         """Refuse a database that was built for points alone.
@@ -244,24 +249,31 @@ def _filtered(
 
 
 def _shelf(entries: Sequence[Mapping[str, Any]]) -> _Shelf:
-    boxes = [entry["box3d_lidar"] for entry in entries]
+    boxes = [entry["box3d_lidar"] for entry in entries] or np.zeros((0, 9))
+    boxes = np.array(boxes, dtype=np.float32)
     patches = [os.fsencode(entry.get("image_path", "")) for entry in entries]
     return _Shelf(
-        boxes=np.array(boxes, dtype=np.float32) if boxes else np.zeros((0, 9), np.float32),
+        boxes=boxes,
+        footprints=footprints(boxes),
         point_files=np.array([os.fsencode(entry["path"]) for entry in entries], dtype=np.bytes_),
         patch_files=np.array(patches, dtype=np.bytes_),
     )
 
 
-def _apart(boxes: NDArray[np.float32], taken: NDArray[np.float32]) -> list[int]:
+def _apart(drawn: NDArray[np.float32], taken: NDArray[np.float32]) -> list[int]:
     """Choose boxes that overlap neither with what is taken nor with one another.
 
     Of two that overlap, the one drawn first gives way, as in the public sampler: also to one that
     gives way itself, later.
+
+    Args:
+        drawn: Footprints, in the order of drawing. [N, 4, 2]
+        taken: Footprints. [M, 4, 2]
     """
-    standing = list(range(len(boxes)))
-    for index in range(len(boxes)):
-        others = boxes[[i for i in standing if i != index]]
-        if overlap_from_above(boxes[index], np.concatenate([taken, others])):
-            standing.remove(index)
-    return standing
+    together = np.concatenate([taken, drawn])
+    standing = np.ones(len(together), dtype=bool)
+    for index in range(len(taken), len(together)):
+        standing[index] = False
+        if not overlap_from_above(together[index], together[standing]).any():
+            standing[index] = True
+    return np.flatnonzero(standing[len(taken) :]).tolist()

@@ -23,7 +23,7 @@ from aqr_model.data.files import write_whole
 from aqr_model.data.nuscenes.infos import Info, build_info, sensor_files
 from aqr_model.data.nuscenes.tables import fingerprint, open_tables, split_scenes
 
-_FORMAT = 1  # raise it when infos change, so that old files are built anew
+_FORMAT = 2  # raise it when infos change, so that old files are built anew
 _DATABASE_FORMAT = 2  # the same for the object database
 MAX_SWEEPS = 10
 _STAMP = "nuscenes_infos.json"

@@ -4,17 +4,15 @@ The numbers are the ``calibrated_sensor`` values of one public nuScenes log. Pos
 sensor to the ego frame (x forward, y left, z up, origin on the ground below the rear axle).
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
 import numpy as np
+from pyquaternion import Quaternion
 
 NATIVE_IMAGE_SIZE = (1600, 900)
 """Width and height of nuScenes' images, the size the focal lengths below refer to, in pixels."""
-
-Quaternion = tuple[float, float, float, float]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +27,7 @@ class Calibration:
     """
 
     translation: tuple[float, float, float]
-    rotation: Quaternion
+    rotation: tuple[float, float, float, float]
     focal: float = 0.0
     principal_point: tuple[float, float] = (0.0, 0.0)
 
@@ -47,7 +45,7 @@ class Calibration:
 
     def rotation_matrix(self) -> np.ndarray:
         """Return the rotation from the sensor to the ego frame. [3, 3]."""
-        return rotation_matrix(self.rotation)
+        return Quaternion(self.rotation).rotation_matrix
 
 
 LIDAR_CHANNEL = "LIDAR_TOP"
@@ -134,18 +132,7 @@ CAMERAS: Mapping[str, Calibration] = MappingProxyType(
 )
 
 
-def rotation_matrix(quaternion: Quaternion) -> np.ndarray:
-    """Return the rotation of a unit quaternion (w, x, y, z). [3, 3]."""
-    w, x, y, z = quaternion
-    return np.array(
-        [
-            [1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w)],
-            [2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w)],
-            [2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y)],
-        ]
-    )
 
-
-def yaw_quaternion(yaw: float) -> Quaternion:
-    """Return the rotation by ``yaw`` radians around the vertical axis."""
-    return (math.cos(yaw / 2), 0.0, 0.0, math.sin(yaw / 2))
+def yaw_quaternion(yaw: float) -> list[float]:
+    """Return the rotation by ``yaw`` radians around the vertical axis. (w, x, y, z)."""
+    return Quaternion(axis=[0, 0, 1], radians=yaw).elements.tolist()

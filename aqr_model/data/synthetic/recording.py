@@ -212,7 +212,7 @@ class _Recorder:
             {
                 "token": token,
                 "timestamp": timestamp,
-                "rotation": list(yaw_quaternion(pose.yaw)),
+                "rotation": yaw_quaternion(pose.yaw),
                 "translation": [*pose.position.tolist(), 0.0],
             }
         )
@@ -232,7 +232,7 @@ class _Recorder:
             "attribute_tokens": attributes,
             "translation": [*position.tolist(), box.size[2] / 2],
             "size": list(box.size),
-            "rotation": list(yaw_quaternion(math.remainder(box.yaw, 2 * math.pi))),
+            "rotation": yaw_quaternion(math.remainder(box.yaw, 2 * math.pi)),
             "prev": "",
             "next": "",
             "num_lidar_pts": num_points,

@@ -252,8 +252,6 @@ def test_damage_is_named_through_loading_processes(own_tiny, build_tiny, workers
 
 def test_damaged_database_object_is_named_with_its_sample(own_tiny, build_tiny):
     found = prepare_database(own_tiny.root, VERSION)["tiny_train"]
-    for path in (own_tiny.root / FOLDER).rglob("*_car_*.bin"):
-        path.unlink()
     sampler = {
         "info_path": str(found),
         "data_root": None,
@@ -264,6 +262,8 @@ def test_damaged_database_object_is_named_with_its_sample(own_tiny, build_tiny):
     }
     paste = {"type": "UnifiedObjectSample", "db_sampler": sampler}
     dataset = build_tiny("tiny_train", [*POINTS, FORMAT[0], paste], root=own_tiny.root)
+    for path in (own_tiny.root / FOLDER).rglob("*_car_*.bin"):
+        path.unlink()
     token = dataset.data_infos[0]["token"]
     with pytest.raises(SampleFileError, match=rf"Sample {token}: .*_car_\d+\.bin cannot be read"):
         dataset[0]

@@ -38,8 +38,8 @@ def test_boxes_equal_the_devkits_in_the_lidar_frame(tiny_root):
         _, boxes, _ = tables.get_sample_data(sample["data"]["LIDAR_TOP"])
         np.testing.assert_allclose(info["gt_boxes"][:, :3], [b.center for b in boxes], atol=1e-9)
         np.testing.assert_allclose(info["gt_boxes"][:, [4, 3, 5]], [b.wlh for b in boxes])
-        heading = [b.orientation.rotation_matrix[:2, 0] for b in boxes]
-        expected = [np.arctan2(y, x) for x, y in heading]
+        # As mmdet3d's converter, from which the public infos are.
+        expected = [b.orientation.yaw_pitch_roll[0] for b in boxes]
         np.testing.assert_allclose(info["gt_boxes"][:, 6], expected, atol=1e-9)
 
 

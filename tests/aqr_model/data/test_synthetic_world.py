@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from pyquaternion import Quaternion
 
-from aqr_model.data.synthetic.calibration import CAMERAS, LIDAR, rotation_matrix, yaw_quaternion
+from aqr_model.data.synthetic.calibration import CAMERAS, LIDAR, yaw_quaternion
 from aqr_model.data.synthetic.domain import DOMAINS
 from aqr_model.data.synthetic.placement import draw_world
 from aqr_model.data.synthetic.world import BoxArray, EgoPath, EgoPose
@@ -45,14 +45,6 @@ def test_ego_and_global_frames_are_inverse():
     np.testing.assert_allclose(pose.to_ego(pose.to_global(points)), points, atol=1e-9)
     ahead = pose.to_global(np.array([1.0, 0.0])) - pose.position
     np.testing.assert_allclose(ahead, [math.cos(2.1), math.sin(2.1)])
-
-
-def test_quaternions_agree_with_pyquaternion():
-    for calibration in (LIDAR, *CAMERAS.values()):
-        expected = Quaternion(calibration.rotation).rotation_matrix
-        np.testing.assert_allclose(calibration.rotation_matrix(), expected, atol=1e-9)
-    turn = rotation_matrix(yaw_quaternion(0.4)) @ [1, 0, 0]
-    np.testing.assert_allclose(turn, [math.cos(0.4), math.sin(0.4), 0])
 
 
 def test_corners_span_the_box_in_its_own_axes():
