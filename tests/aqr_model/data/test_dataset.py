@@ -4,6 +4,7 @@ import shutil
 import cv2
 import numpy as np
 import pytest
+from data_parity import class_infos
 from mmdet3d.datasets import build_dataset
 from mmdet3d.datasets.dataset_wrappers import CBGSDataset
 
@@ -157,18 +158,18 @@ def test_folder_may_move(own_tiny, build_tiny, tmp_path):
     assert len(dataset[0]["points"].data) > 100
 
 
-def test_class_balanced_wrapper(build_tiny):
-    plain = build_tiny("tiny_train", POINTS + FORMAT)
-    inner = {
-        "type": "CustomNuScenesDataset",
-        "data_root": plain.data_root,
-        "ann_file": plain.ann_file,
-        "pipeline": POINTS + FORMAT,
-        "modality": plain.modality,
-    }
+def test_class_balanced_sampling_gives_each_class_a_tenth(tmp_path):
+    """Though nine of ten samples show a car and one of ten a traffic cone."""
+    path = class_infos(tmp_path / "infos.pkl", count=200)
+    options = {"data_root": "", "ann_file": str(path), "pipeline": []}
+    inner = {"type": "CustomNuScenesDataset", **options}
     balanced = build_dataset({"type": "CBGSDataset", "dataset": inner})
-    assert len(balanced) >= len(plain)
-    assert "points" in balanced[0]
+    infos = balanced.dataset.data_infos
+    shown = sum(len(set(info["gt_names"]) & set(CLASS_NAMES)) for info in infos)
+    drawn = np.array(balanced.sample_indices).reshape(10, -1)
+    assert drawn.shape[1] == int(shown / 10)
+    for name, indices in zip(CLASS_NAMES, drawn, strict=True):
+        assert all(name in infos[i]["gt_names"] for i in indices)
 
 
 def test_missing_info_file_says_how_to_build_it(tiny_root, build_tiny):
