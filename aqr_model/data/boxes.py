@@ -15,27 +15,27 @@ def footprints(boxes: Array) -> NDArray[np.float32]:
     return box_np_ops.center_to_corner_box2d(boxes[:, :2], boxes[:, 3:5], boxes[:, 6])
 
 
-def overlap_from_above(footprint: Array, others: Array) -> NDArray[np.bool_]:
-    """Tell which boxes share ground with a box.
+def overlap_from_above(ours: Array, theirs: Array) -> NDArray[np.bool_]:
+    """Tell which boxes share ground with which.
 
     Two rectangles are apart exactly if the sides of one of them part them (separating axes).
     mmdet3d's ``box_collision_test`` answers the same, but every process compiles it for five
     seconds first.
 
     Args:
-        footprint: Of one box. [4, 2]
-        others: Of boxes. [N, 4, 2]
+        ours: Footprints. [N, 4, 2]
+        theirs: Footprints. [M, 4, 2]
 
     Returns:
-        [N]
+        [N, M]
     """
-    apart = np.zeros(len(others), dtype=bool)
-    for corners in (np.broadcast_to(footprint, others.shape), others):
-        sides = corners[:, 1:3] - corners[:, :2]  # [N, axis, 2]
-        mine = footprint @ sides.transpose(0, 2, 1)  # [N, corner, axis]
-        theirs = others @ sides.transpose(0, 2, 1)
-        apart |= (mine.max(axis=1) <= theirs.min(axis=1)).any(axis=1)
-        apart |= (theirs.max(axis=1) <= mine.min(axis=1)).any(axis=1)
+    ours, theirs = ours[:, None], theirs[None]
+    apart = np.zeros((ours.shape[0], theirs.shape[1]), dtype=bool)
+    for corners in (ours, theirs):
+        axes = (corners[..., 1:3, :] - corners[..., :2, :]).swapaxes(-1, -2)
+        one, other = ours @ axes, theirs @ axes  # [N, M, corner, axis]
+        apart |= (one.max(axis=-2) <= other.min(axis=-2)).any(axis=-1)
+        apart |= (other.max(axis=-2) <= one.min(axis=-2)).any(axis=-1)
     return ~apart
 
 

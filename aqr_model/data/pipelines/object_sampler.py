@@ -270,10 +270,10 @@ def _apart(drawn: NDArray[np.float32], taken: NDArray[np.float32]) -> list[int]:
         drawn: Footprints, in the order of drawing. [N, 4, 2]
         taken: Footprints. [M, 4, 2]
     """
-    together = np.concatenate([taken, drawn])
-    standing = np.ones(len(together), dtype=bool)
-    for index in range(len(taken), len(together)):
-        standing[index] = False
-        if not overlap_from_above(together[index], together[standing]).any():
-            standing[index] = True
-    return np.flatnonzero(standing[len(taken) :]).tolist()
+    blocked = overlap_from_above(drawn, taken).any(axis=1)
+    overlapping = overlap_from_above(drawn, drawn)
+    standing = np.ones(len(drawn), dtype=bool)
+    for index in range(len(drawn)):
+        standing[index] = False  # not in its own way
+        standing[index] = not (blocked[index] or overlapping[index, standing].any())
+    return np.flatnonzero(standing).tolist()
