@@ -69,7 +69,7 @@ def train(
     if cfg.get("num_threads"):
         torch.set_num_threads(cfg.num_threads)
     cv2.setNumThreads(1)  # the cores belong to torch and to the loading processes
-    # spconv has an OpenMP of its own, which torch's setting does not reach.
+    # Torch's setting does not reach NumPy's and SciPy's libraries.
     with threadpool_limits(cfg.get("num_threads")), together() as workers:
         # A function of its own: what it holds can go when it fails, so that the others notice.
         _train(cfg, workers, workdir, report, resume_from, halts)

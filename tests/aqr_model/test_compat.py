@@ -62,6 +62,32 @@ def test_sparse_convolutions_run_backward_on_this_machine():
     )
 
 
+def test_sparse_convolutions_are_right_with_several_threads():
+    # spconv's threads on the CPU share their pointers: without the shim about every third result is
+    # wrong by a large part of itself. Torch's own convolution is the reference.
+    output_of(
+        "import os; os.environ['OMP_NUM_THREADS'] = '4'\n"
+        "import aqr_model, torch\n"
+        "import spconv.pytorch as spconv\n"
+        "from threadpoolctl import threadpool_limits\n"
+        "threadpool_limits(4)\n"  # whatever a caller asks for
+        "draw = torch.Generator().manual_seed(0)\n"
+        "places = torch.randint(24, (4000, 3), generator=draw).unique(dim=0).int()\n"
+        "places = torch.cat([torch.zeros(len(places), 1).int(), places], dim=1)\n"
+        "features = torch.randn(len(places), 16, generator=draw)\n"
+        "dense = torch.zeros(1, 16, 24, 24, 24)\n"
+        "dense[0, :, *places[:, 1:].long().T] = features.T\n"
+        "conv = spconv.SubMConv3d(16, 32, 3, bias=False)\n"
+        "weight = conv.weight.detach().permute(0, 4, 1, 2, 3)\n"
+        "want = torch.nn.functional.conv3d(dense, weight, padding=1)\n"
+        "want = want[0][:, *places[:, 1:].long().T].T\n"
+        "for _ in range(60):\n"
+        "    got = conv(spconv.SparseConvTensor(features, places, [24] * 3, 1)).features\n"
+        "    torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)\n"
+        "assert torch.get_num_threads() > 1 and 'OMP_THREAD_LIMIT' not in os.environ\n"
+    )
+
+
 def test_the_engine_and_the_command_line_load_without_the_training_stack():
     output_of(
         "import sys, pkgutil, importlib, sweeps, launch\n"
