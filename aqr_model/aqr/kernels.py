@@ -76,6 +76,17 @@ def hat_profile(centres: Tensor, size: int, radius: float) -> Tensor:
     return (1 - _away(centres, size).abs() / radius).clamp(min=0.0)
 
 
+def splat_profile(centres: Tensor, size: int) -> Tensor:
+    """The users' linear split between the token that holds a place and the next one.
+
+    A place is held by its whole part, cut towards 0: up to one token before the border the split is
+    an extrapolation, 1.5 and -0.5 at -0.5. [..., Q] -> [..., Q, size]
+    """
+    ahead = -_away(centres.trunc(), size)  # 0 at the token, -1 at the next
+    share = (centres - centres.trunc())[..., None]
+    return torch.where(ahead == 0, 1 - share, torch.where(ahead == -1, share, 0.0))
+
+
 def token_sum(strength: Tensor, tokens: Tensor, shape: tuple[int, int]) -> Tensor:
     """Add each strength to one token.
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import renderer_cases
 import torch
 from aqr_twins import (
     BEV_SHAPE,
@@ -350,6 +351,14 @@ def test_legacy_draws_the_users_maps(method):
     if f"pers_{method}" in golden:
         maps = renderer.render_perspective_weights(golden["camera_weights"], golden["pts_pers"])
         torch.testing.assert_close(maps, golden[f"pers_{method}"], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_legacy_draws_the_users_maps_at_and_beyond_the_borders(method):
+    renderer = WeightRenderer(**renderer_cases.settings(method), semantics="legacy")
+    with np.load(GOLDEN.parent / "parity" / "renderer.npz") as golden:
+        for name, drawn in renderer_cases.draw(renderer).items():
+            np.testing.assert_allclose(drawn, golden[f"{name}_{method}"], rtol=0, atol=1e-6)
 
 
 def test_places_that_are_not_finite_are_left_out():
