@@ -195,8 +195,8 @@ def _let_spconv_add_in_one_thread() -> None:
     """Run the addition of spconv's products on the CPU in one thread.
 
     Reason: the threads of spconv 2.3.8's ``scatter_add`` (its ``csrc/sparse/gather.py``) share the
-    pointers to what they read and write. With two threads up to 45 % of all convolutions were wrong,
-    by up to 48 % of the largest value. The matrix products keep their threads.
+    pointers to what they read and write. With two threads up to 45 % of all convolutions were
+    wrong, by up to 48 % of the largest value. The matrix products keep their threads.
     Goes when: these two pointers are local to spconv's loop.
     """
     from threadpoolctl import ThreadpoolController

@@ -23,7 +23,9 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help="renew the numbers of the test")
     arguments = parser.parse_args()
 
-    import aqr_model  # noqa: F401
+    import aqr_model  # noqa: F401  (its shims)
+
+    # isort: split
     import renderer_cases
     from mmcv.utils import import_modules_from_strings
 
