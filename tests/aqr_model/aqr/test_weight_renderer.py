@@ -197,17 +197,27 @@ def test_a_checkpoint_holds_nothing_of_it():
 
 
 def test_reads_the_users_config():
-    renderer = WeightRenderer(
+    users = WeightRenderer(
         render_method="gaussian",
-        gaussian_sigma=1.0,
+        gaussian_sigma=0.8,
         bilinear_radius=1.5,
         distance_decay=0.8,
         min_weight_threshold=0.01,
         bev_feature_shape=(12, 16),
         pers_feature_shape=(3, 5, 8),
         normalize_weights=True,
+        max_weight_clamp=1.2,
     )
-    renderer(*random_scene())
+    weights, projection = random_scene(seed=2, queries=12)
+    bev = map_twin(
+        weights.lidar[0],
+        projection.bev_cells[0],
+        projection.bev_valid[0],
+        BEV_SHAPE,
+        sigma=0.8,
+        clamp=1.2,
+    )
+    torch.testing.assert_close(users(weights, projection).bev[0], bev)
 
 
 @pytest.mark.parametrize(
