@@ -12,6 +12,7 @@ import typer
 
 from aqr_model.engine.distributed import launched
 from aqr_model.engine.loop import Halted, train
+from aqr_model.engine.optim.lr_schedule import require_known_policies
 from aqr_model.preflight.reading import load_config
 from aqr_model.preflight.types import require_known_types
 from aqr_model.report.reports import ConsoleReport, Report
@@ -33,6 +34,7 @@ def main(
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     cfg = load_config(config)
     require_known_types(cfg)
+    require_known_policies(cfg)
     folder = work_dir or Path(cfg.get("work_dir") or f"work_dirs/{config.stem}")
     latest = folder / "latest.pth"
     with launched() as is_main:

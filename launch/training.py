@@ -178,13 +178,16 @@ def load_base(path: Path) -> dict[str, Any]:
     """Read a config file with all that it inherits, as plain dicts and lists.
 
     Raises:
-        ConfigError: If a file assigns a name twice, or a type is registered nowhere.
+        ConfigError: If a file assigns a name twice, a type is registered nowhere, or there is no
+            such policy of learning rate or momentum.
     """
+    from aqr_model.engine.optim.lr_schedule import require_known_policies
     from aqr_model.preflight.reading import load_config
     from aqr_model.preflight.types import require_known_types
 
     config = load_config(path)
     require_known_types(config)
+    require_known_policies(config)
     return config._cfg_dict.to_dict()
 
 

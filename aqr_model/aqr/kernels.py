@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 # Six sigma out. Beside a 1 in float32 less than this is nothing, and the denormal numbers further
 # out make a CPU's matrix product many times slower.
@@ -35,7 +36,7 @@ def separable_sum(strength: Tensor, by_row: Tensor, by_col: Tensor) -> Tensor:
 
 
 class _SeparableSum(torch.autograd.Function):
-    """The gradient of a strength is one product more; autograd would keep and scale a third array.
+    """The gradient of a strength is one product more; autograd scales a third array, for 25 % more.
 
     The factors are constants of autograd.
     """
@@ -74,6 +75,17 @@ def truncated_gaussian_profile(centres: Tensor, size: int, sigma: float) -> Tens
 def hat_profile(centres: Tensor, size: int, radius: float) -> Tensor:
     """A straight fall from 1 at the centre to 0 at the radius. [..., Q] -> [..., Q, size]."""
     return (1 - _away(centres, size).abs() / radius).clamp(min=0.0)
+
+
+def splat_profile(centres: Tensor, size: int) -> Tensor:
+    """The users' linear split between the token that holds a place and the next one.
+
+    A place is held by its whole part, cut towards 0: up to one token before the border the split is
+    an extrapolation, 1.5 and -0.5 at -0.5. [..., Q] -> [..., Q, size]
+    """
+    ahead = -_away(centres.trunc(), size)  # 0 at the token, -1 at the next
+    share = (centres - centres.trunc())[..., None]
+    return torch.where(ahead == 0, 1 - share, torch.where(ahead == -1, share, 0.0))
 
 
 def token_sum(strength: Tensor, tokens: Tensor, shape: tuple[int, int]) -> Tensor:
@@ -120,51 +132,27 @@ def distance_sum(
     Returns:
         [..., rows, cols]
     """
+
+    def added(strength: Tensor, cells: Tensor) -> Tensor:
+        return strength @ _distance_kernel(cells, shape, rate, radius)
+
     flat, places = strength.flatten(0, -2), cells.flatten(0, -3)
-    out: Tensor = _DistanceSum.apply(flat, places, shape, rate, radius)  # type: ignore[assignment]
-    return out.view(*strength.shape[:-1], *shape)
-
-
-class _DistanceSum(torch.autograd.Function):
-    """[N, Q] strengths at [N, Q, 2] -> [N, rows, cols]."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        strength: Tensor,
-        cells: Tensor,
-        shape: tuple[int, int],
-        rate: float,
-        radius: float,
-    ) -> Tensor:
-        ctx.save_for_backward(cells)
-        ctx.rule = (shape, rate, radius)
-        out = strength.new_zeros(len(cells), shape[0] * shape[1])
-        for sample, queries in _chunks(cells, shape):
-            kernel = _distance_kernel(cells[sample, queries], shape, rate, radius)
-            out[sample].addmv_(kernel.T, strength[sample, queries])
-        return out.unflatten(-1, shape)
-
-    @staticmethod
-    def backward(ctx: Any, *grad_outputs: Any) -> tuple[Tensor | None, ...]:
-        (gradient,), (cells,) = grad_outputs, ctx.saved_tensors
-        shape, rate, radius = ctx.rule
-        flat = gradient.flatten(1)
-        of_strength = gradient.new_empty(cells.shape[:2])
-        for sample, queries in _chunks(cells, shape):
-            kernel = _distance_kernel(cells[sample, queries], shape, rate, radius)
-            of_strength[sample, queries] = kernel @ flat[sample]
-        return of_strength, None, None, None, None
+    maps = [strength.new_zeros(shape[0] * shape[1]) for _ in flat]
+    for sample, queries in _chunks(places, shape):
+        chunk = flat[sample, queries], places[sample, queries]
+        more = checkpoint(added, *chunk, use_reentrant=False, preserve_rng_state=False)
+        maps[sample] = maps[sample] + more
+    return torch.stack(maps).view(*strength.shape[:-1], *shape)
 
 
 def _chunks(cells: Tensor, shape: tuple[int, int]) -> list[tuple[int, slice]]:
-    """Samples, and spans of their queries whose kernels fit a chunk."""
+    """Samples, and spans of their queries whose kernels fit a chunk; at least one each."""
     samples, queries = cells.shape[:2]
     step = max(_CHUNK // (shape[0] * shape[1]), 1)
     return [
         (sample, slice(first, first + step))
         for sample in range(samples)
-        for first in range(0, queries, step)
+        for first in range(0, max(queries, 1), step)
     ]
 
 

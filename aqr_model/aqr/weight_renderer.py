@@ -230,16 +230,18 @@ class WeightRenderer(nn.Module):
             rate = 1 / (reach * decay) if summed else -math.log(decay)
             return kernels.distance_sum(strength, cells, shape, rate=rate, radius=reach)
         if self.render_method == "bilinear":
-            if summed:  # the four tokens around a place, where all four exist
-                strength = torch.where(_inside(cells.floor(), shape, margin=1), strength, 0.0)
-            radius = 1.0 if summed else self.bilinear_radius
+            if summed:  # the token that holds a place and the next, where both exist
+                strength = torch.where(_inside(cells.trunc(), shape, margin=1), strength, 0.0)
             by_row, by_col = (
-                kernels.hat_profile(cells[..., axis], size, radius)
+                kernels.splat_profile(cells[..., axis], size)
+                if summed
+                else kernels.hat_profile(cells[..., axis], size, self.bilinear_radius)
                 for axis, size in enumerate(shape)
             )
             return kernels.separable_sum(strength, by_row, by_col)
         if self.semantics.cells == "floored":
-            cells = cells.floor()
+            # As Python's int(): up to one token before the border a place is the first token's.
+            cells = cells.trunc()
             strength = torch.where(_inside(cells, shape, margin=0), strength, 0.0)
         if self.render_method == "direct":
             return self._at_tokens(strength, (cells + 0.5).floor(), shape)

@@ -96,7 +96,8 @@ class Workers:
 
         torch's own class: the forward of mmcv 1.7's ``MMDistributedDataParallel`` reads an
         attribute that torch 2 has dropped, and what it adds, the unpacking of DataContainers, is
-        done before.
+        done before. As in mmdet3d's training, each process keeps its own statistics of batch norms
+        (``broadcast_buffers=False``), and `share_buffers` makes them one before they are used.
 
         Args:
             model: On its device.
@@ -104,7 +105,9 @@ class Workers:
         """
         if self.control is None:
             return model
-        return DistributedDataParallel(model, find_unused_parameters=find_unused)
+        return DistributedDataParallel(
+            model, find_unused_parameters=find_unused, broadcast_buffers=False
+        )
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from typing import Any
 import cv2
 import torch
 from mmcv import Config
+from mmcv.runner import OptimizerHook
 from mmdet3d.datasets import build_dataset
 from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
@@ -69,7 +70,7 @@ def train(
     if cfg.get("num_threads"):
         torch.set_num_threads(cfg.num_threads)
     cv2.setNumThreads(1)  # the cores belong to torch and to the loading processes
-    # spconv has an OpenMP of its own, which torch's setting does not reach.
+    # Torch's setting does not reach NumPy's and SciPy's libraries.
     with threadpool_limits(cfg.get("num_threads")), together() as workers:
         # A function of its own: what it holds can go when it fails, so that the others notice.
         _train(cfg, workers, workdir, report, resume_from, halts)
@@ -119,7 +120,7 @@ def _train(
         epoch = plan.epoch(step)
         run.frozen.train_mode()
         set_epoch(run.model, epoch, plan.total_epochs)
-        run.rates.set(step, plan.total_steps, epoch)
+        run.rates.set(step, epoch)
         run.monitor.before_step(step)
         run.optimizer.zero_grad(set_to_none=True)
         terms, loss = _forward_backward(run, parts, totals, split, seed, step)
@@ -229,7 +230,4 @@ def _score_due(run: Run, step: int, rungs_done: int) -> int:
 def _clip(model: nn.Module, optimizer_config: Mapping[str, Any] | None) -> Tensor:
     """Scale the gradients down to a norm; return what it was. Without a limit it only measures."""
     limits = (optimizer_config or {}).get("grad_clip") or {}
-    with_gradient = [p for p in model.parameters() if p.grad is not None]
-    return torch.nn.utils.clip_grad_norm_(
-        with_gradient, limits.get("max_norm", math.inf), limits.get("norm_type", 2)
-    )
+    return OptimizerHook({"max_norm": math.inf, **limits}).clip_grads(model.parameters())

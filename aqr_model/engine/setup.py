@@ -13,8 +13,8 @@ from torch import nn
 from aqr_model.engine.distributed import Workers
 from aqr_model.engine.evaluator import Evaluator
 from aqr_model.engine.monitor import AqrMonitor
-from aqr_model.engine.optim import lr_schedule
 from aqr_model.engine.optim.freezing import Frozen
+from aqr_model.engine.optim.lr_schedule import Schedule
 from aqr_model.engine.optim.param_groups import Rates, make_optimizer
 from aqr_model.engine.optim.precision import Precision, apply_precision, make_scaler, read_precision
 from aqr_model.engine.plan import Plan
@@ -87,13 +87,15 @@ def build_run(
     frozen = Frozen(model, cfg)
     optimizer = make_optimizer(model, cfg.optimizer)
     scaler = make_scaler(precision, device)
-    rates = Rates(
+    schedule = Schedule(
         optimizer,
-        cfg.optimizer,
+        lr_config=cfg.get("lr_config"),
+        momentum_config=cfg.get("momentum_config"),
+        total_steps=plan.total_steps,
         total_epochs=plan.total_epochs,
-        lr_factor=lr_schedule.factor(cfg.get("lr_config")),
-        momentum_factor=lr_schedule.factor(cfg.get("momentum_config")),
+        steps_per_epoch=plan.steps_per_epoch,
     )
+    rates = Rates(optimizer, cfg.optimizer, schedule, total_epochs=plan.total_epochs)
     if workers.is_main:
         frozen.log()
     own = report if workers.is_main else None

@@ -1,89 +1,137 @@
-"""Learning rate and momentum over a training, as pure functions of progress.
+"""Learning rate and momentum over a training, by mmcv's own hooks.
 
-The policies and their arguments are those of mmcv's ``lr_config`` and ``momentum_config``, so that
-the users' configs mean here what they mean there; progress is continuous, so that budgets need not
-be whole epochs.
+``lr_config`` and ``momentum_config`` name mmcv's policies, whose hooks compute them here on what
+they read of a runner: so the users' configs mean here what they mean there.
+
+A budget need not be whole epochs. As in mmcv, a policy that goes by epoch takes one step an epoch,
+by the epochs that have ended; the length that it fits itself into is the budget, 1.5 epochs, say. A
+policy that goes by iteration sees optimizer steps, and moves in any budget.
 """
 
-import math
-from collections.abc import Callable, Mapping
+import inspect
+from collections.abc import Mapping, Sequence
+from types import SimpleNamespace
 from typing import Any
 
-Factor = Callable[[int, int], float]
+import torch
+from mmcv import Config
+from mmcv.runner import HOOKS, Hook
 
-_POLICIES = ("fixed", "cyclic", "CosineAnnealing")
+from aqr_model.preflight.reading import ConfigError
+
+_ENDINGS = {"lr_config": "LrUpdaterHook", "momentum_config": "MomentumUpdaterHook"}
 
 
-def factor(config: Mapping[str, Any] | None) -> Factor:
-    """The multiplier of a group's own value at a step.
+class Schedule:
+    """Sets the learning rate and momentum of every group, step by step.
 
     Args:
-        config: ``lr_config`` or ``momentum_config``: ``policy`` and its arguments; None keeps the
-            value.
-
-    Returns:
-        A function of (step, total steps), both in optimizer steps.
+        optimizer: Its groups' own rates are what the policies start from; a resumed optimizer must
+            be loaded before the first ``set``.
+        lr_config: mmcv's; None keeps the rates.
+        momentum_config: Likewise, of the momentum or Adam's first beta.
+        total_steps: Optimizer steps of the training.
+        total_epochs: Its epochs.
+        steps_per_epoch: Optimizer steps of an epoch.
 
     Raises:
-        ValueError: If the policy or an argument is not known.
-
-    Source: mmcv 1.7 ``runner/hooks/lr_updater.py`` for what the arguments mean.
+        ConfigError: If a policy or an argument is not known, or the policy does not reach the end.
     """
-    if config is None:
-        return lambda step, total: 1.0
-    arguments = dict(config)
-    policy = arguments.pop("policy", None)
-    if policy not in _POLICIES:
-        raise ValueError(f"policy must be one of {', '.join(_POLICIES)}, but got {policy!r}")
-    makers = {"fixed": _fixed, "cyclic": _cyclic, "CosineAnnealing": _cosine}
+
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        *,
+        lr_config: Mapping[str, Any] | None,
+        momentum_config: Mapping[str, Any] | None,
+        total_steps: int,
+        total_epochs: float,
+        steps_per_epoch: int,
+    ) -> None:
+        # What the hooks read of mmcv's runner.
+        runner = {
+            "max_iters": total_steps,
+            "max_epochs": total_epochs,
+            "data_loader": range(steps_per_epoch),
+        }
+        self._runner = SimpleNamespace(optimizer=optimizer, **runner)
+        self._hooks = make_hooks(lr_config, momentum_config)
+        self._started = False
+        # Rehearsed on a copy of the groups: some policies do not reach every end.
+        groups = [{k: v for k, v in g.items() if k != "params"} for g in optimizer.param_groups]
+        copy = SimpleNamespace(param_groups=groups, defaults=optimizer.defaults)
+        _rehearse(make_hooks(lr_config, momentum_config), SimpleNamespace(optimizer=copy, **runner))
+
+    def set(self, step: int) -> None:
+        """Set the rates of a step, from 0; they do not depend on the steps before it."""
+        if not self._started:
+            for hook in self._hooks:
+                hook.before_run(self._runner)
+            self._started = True
+        _advance(self._hooks, self._runner, step)
+
+
+def require_known_policies(cfg: Config) -> None:
+    """Refuse policies of learning rate and momentum that there are not, before anything is built.
+
+    Raises:
+        ConfigError: If a policy or an argument is not known, or an argument's value is refused.
+    """
+    make_hooks(cfg.get("lr_config"), cfg.get("momentum_config"))
+
+
+def make_hooks(
+    lr_config: Mapping[str, Any] | None, momentum_config: Mapping[str, Any] | None
+) -> list[Hook]:
+    """Build mmcv's hooks; without ``lr_config`` the rates are fixed.
+
+    Raises:
+        ConfigError: If a policy or an argument is not known, or an argument's value is refused.
+    """
+    hooks = [_hook("lr_config", {"policy": "fixed"} if lr_config is None else lr_config)]
+    return hooks if momentum_config is None else [*hooks, _hook("momentum_config", momentum_config)]
+
+
+def policies(name: str) -> dict[str, type[Hook]]:
+    """The policies for ``lr_config`` or ``momentum_config``, by the names that mmcv knows."""
+    ending, hooks = _ENDINGS[name], sorted(HOOKS.module_dict.items())
+    return {key.removesuffix(ending): hook for key, hook in hooks if key.endswith(ending)}
+
+
+def _hook(name: str, config: Mapping[str, Any]) -> Hook:
+    arguments, known = dict(config), policies(name)
+    policy = str(arguments.pop("policy", None))
+    # mmcv capitalises a name without capitals: 'cyclic', but 'CosineAnnealing'.
+    kind = known.get(policy.title() if policy.islower() else policy)
+    if kind is None:
+        raise ConfigError(f"`{name}.policy` must be one of {', '.join(known)}, but got {policy!r}.")
+    if isinstance(arguments.get("target_ratio"), list):  # YAML and JSON have no tuples
+        arguments["target_ratio"] = tuple(arguments["target_ratio"])
     try:
-        return makers[policy](**arguments)
-    except TypeError as error:
-        raise ValueError(f"arguments of policy {policy!r}: {error}") from error
+        return kind(**arguments)
+    except (AssertionError, TypeError, ValueError) as error:
+        raise ConfigError(
+            f"`{name}` must have arguments that fit policy {policy!r}, but {error}. The policy"
+            f" takes {inspect.signature(kind)}, all take {inspect.signature(kind.__mro__[1])}."
+        ) from error
 
 
-def _fixed() -> Factor:
-    return lambda step, total: 1.0
+def _rehearse(hooks: Sequence[Hook], runner: Any) -> None:
+    last = runner.max_iters - 1
+    try:
+        for hook in hooks:
+            hook.before_run(runner)
+        for step in sorted({last * part // 100 for part in range(101)}):
+            _advance(hooks, runner, step)
+    except (ValueError, ArithmeticError) as error:
+        raise ConfigError(
+            "`lr_config` and `momentum_config` must hold for the whole training of"
+            f" {runner.max_iters} steps in {runner.max_epochs:g} epochs, but: {error}."
+        ) from error
 
 
-def _cyclic(
-    *, target_ratio: tuple[float, float], cyclic_times: int = 1, step_ratio_up: float = 0.4
-) -> Factor:
-    """From 1 to the first ratio and on to the second, along cosines, in each cycle."""
-    if not 0 < step_ratio_up < 1:
-        raise ValueError(f"0 < step_ratio_up < 1 must hold, but got {step_ratio_up}")
-    first, second = target_ratio
-
-    def at(step: int, total: int) -> float:
-        cycle = max(total // cyclic_times, 1)
-        up = max(int(step_ratio_up * cycle), 1)
-        inside = step % cycle
-        if inside < up:
-            return _anneal(1.0, first, inside / up)
-        return _anneal(first, second, (inside - up) / max(cycle - up, 1))
-
-    return at
-
-
-def _cosine(
-    *,
-    min_lr_ratio: float,
-    warmup: str | None = None,
-    warmup_iters: int = 0,
-    warmup_ratio: float = 0.1,
-) -> Factor:
-    """From 1 to ``min_lr_ratio`` along a cosine, after a linear warm-up."""
-    if warmup not in (None, "linear"):
-        raise ValueError(f"warmup must be 'linear' or None, but got {warmup!r}")
-
-    def at(step: int, total: int) -> float:
-        regular = _anneal(1.0, min_lr_ratio, step / max(total, 1))
-        if warmup is None or step >= warmup_iters:
-            return regular
-        return regular * (1 - (1 - step / warmup_iters) * (1 - warmup_ratio))
-
-    return at
-
-
-def _anneal(start: float, end: float, share: float) -> float:
-    return end + 0.5 * (start - end) * (1 + math.cos(math.pi * share))
+def _advance(hooks: Sequence[Hook], runner: Any, step: int) -> None:
+    runner.iter, runner.epoch = step, step // len(runner.data_loader)
+    for hook in hooks:
+        hook.before_train_epoch(runner)
+        hook.before_train_iter(runner)

@@ -1,7 +1,7 @@
 """Parameter groups: which rate each parameter learns with, by name, today."""
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -9,8 +9,12 @@ from mmcv.runner import build_optimizer
 from torch import nn
 
 from aqr_model.aqr.schedules import make_schedule
+from aqr_model.engine.optim.lr_schedule import Schedule
 
 logger = logging.getLogger(__name__)
+
+# AQR's learned numbers, whose neutral values are 1 and 0: decay would switch the modulation off.
+_NEVER_DECAYED = ("modulation_scale", "modulation_bias")
 
 
 def matching_key(name: str, keys: Iterable[str]) -> str | None:
@@ -29,7 +33,7 @@ def make_optimizer(model: nn.Module, config: Mapping[str, Any]) -> torch.optim.O
 
     mmcv makes one group of each parameter; here those with the same name and settings share one,
     which lets torch update them together. A group is named by its key in ``custom_keys``, else by
-    the part of the detector.
+    the part of the detector. AQR's learned scale and bias of the modulation never decay.
 
     Args:
         model: The detector, frozen where it shall be.
@@ -50,45 +54,38 @@ def make_optimizer(model: nn.Module, config: Mapping[str, Any]) -> torch.optim.O
             own = names[id(parameter)]
             settings = {key: value for key, value in group.items() if key != "params"}
             settings["name"] = matching_key(own, keys) or own.split(".")[0]
+            if own.endswith(_NEVER_DECAYED):
+                settings["weight_decay"] = 0.0
             place = tuple(sorted((key, repr(value)) for key, value in settings.items()))
             merged.setdefault(place, {**settings, "params": []})["params"].append(parameter)
     if not merged:
         raise ValueError("a model must have parameters that train, but all of this one are frozen")
     optimizer.param_groups = list(merged.values())
-    for group in optimizer.param_groups:
-        group["initial_lr"] = group["lr"]
-        if "betas" in group:
-            group["initial_betas"] = group["betas"]
-        if "momentum" in group:
-            group["initial_momentum"] = group["momentum"]
     return optimizer
 
 
 class Rates:
     """Learning rate and momentum of every group over the training.
 
-    A group's rate is its own times the schedule's factor, times its own multiplier of the epoch if
-    its key has an ``lr_mult_schedule``, which stands in place of ``lr_mult``.
+    A group's rate is what the schedule makes of its own, times its multiplier of the epoch if its
+    key has an ``lr_mult_schedule``, which stands in place of ``lr_mult``.
 
     Args:
         optimizer: From :func:`make_optimizer`.
         config: ``optimizer`` of the same config.
+        schedule: Of the same optimizer.
         total_epochs: Epochs of the whole training.
-        lr_factor: See :func:`aqr_model.engine.optim.lr_schedule.factor`.
-        momentum_factor: Likewise, of the momentum.
     """
 
     def __init__(
         self,
         optimizer: torch.optim.Optimizer,
         config: Mapping[str, Any],
+        schedule: Schedule,
         *,
         total_epochs: float,
-        lr_factor: Callable[[int, int], float],
-        momentum_factor: Callable[[int, int], float],
     ) -> None:
-        self.optimizer = optimizer
-        self.lr_factor, self.momentum_factor = lr_factor, momentum_factor
+        self.optimizer, self.schedule = optimizer, schedule
         keys = (config.get("paramwise_cfg") or {}).get("custom_keys") or {}
         self.multipliers = {
             key: make_schedule(settings["lr_mult_schedule"], total_epochs)
@@ -96,18 +93,12 @@ class Rates:
             if settings.get("lr_mult_schedule") is not None
         }
 
-    def set(self, step: int, total_steps: int, epoch: float) -> None:
+    def set(self, step: int, epoch: float) -> None:
         """Set the rates of a step."""
-        lr, momentum = self.lr_factor(step, total_steps), self.momentum_factor(step, total_steps)
+        self.schedule.set(step)
         for group in self.optimizer.param_groups:
-            multiplier = self.multipliers.get(group["name"])
-            own = group["initial_lr"] * (1.0 if multiplier is None else multiplier(epoch))
-            group["lr"] = own * lr
-            if "initial_betas" in group:
-                first, second = group["initial_betas"]
-                group["betas"] = (first * momentum, second)
-            elif "initial_momentum" in group:
-                group["momentum"] = group["initial_momentum"] * momentum
+            if (multiplier := self.multipliers.get(group["name"])) is not None:
+                group["lr"] *= multiplier(epoch)
 
     def by_name(self) -> dict[str, float]:
         """Today's rate of each named group, the largest where a name has several."""

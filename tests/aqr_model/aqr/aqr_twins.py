@@ -162,7 +162,7 @@ def kernel_twin(renderer, cell, pixel, shape):
     method, semantics = renderer.render_method, renderer.semantics
     summed = semantics.kernel == "sum"
     if method in ("gaussian", "direct") and semantics.cells == "floored":
-        cell = [math.floor(value) for value in cell]
+        cell = [int(value) for value in cell]
         if not all(0 <= value < n for value, n in zip(cell, shape, strict=True)):
             return 0.0
     away = [place - value for place, value in zip(pixel, cell, strict=True)]
@@ -185,11 +185,13 @@ def kernel_twin(renderer, cell, pixel, shape):
         reached = all(abs(p - n) <= radius for p, n in zip(pixel, nearest, strict=True))
         return kernel / total if reached else 0.0
     if method == "bilinear":
-        whole = [math.floor(value) for value in cell]
-        if summed and not all(0 <= value < n - 1 for value, n in zip(whole, shape, strict=True)):
+        if not summed:
+            return math.prod(max(0.0, 1 - abs(value) / renderer.bilinear_radius) for value in away)
+        first = [int(value) for value in cell]
+        if not all(0 <= value < n - 1 for value, n in zip(first, shape, strict=True)):
             return 0.0
-        radius = 1.0 if summed else renderer.bilinear_radius
-        return math.prod(max(0.0, 1 - abs(value) / radius) for value in away)
+        shares = [{n: 1 - (v - n), n + 1: v - n} for v, n in zip(cell, first, strict=True)]
+        return math.prod(share.get(place, 0.0) for share, place in zip(shares, pixel, strict=True))
     distance, decay = math.hypot(*away), renderer.distance_decay
     if not summed:
         return decay**distance

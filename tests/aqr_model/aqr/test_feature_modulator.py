@@ -123,14 +123,19 @@ def test_residual_may_change_during_training():
 
 
 def test_reads_the_users_config():
-    FeatureModulator(
+    users = FeatureModulator(
         modulation_type="element_wise",
         normalize_weights=False,
         residual_connection=True,
-        residual_weight=0.7,
+        residual_weight=0.6,
         learnable_modulation=False,
         activation="none",
     )
+    bev, camera, maps = scene()
+    for out, features, drawn in zip(
+        users(bev, camera, maps), (bev, camera), (maps.bev, maps.camera.flatten(0, 1)), strict=True
+    ):
+        torch.testing.assert_close(out, twin(features, drawn, 0.6))
 
 
 @pytest.mark.parametrize(

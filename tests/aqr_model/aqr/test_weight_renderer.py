@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import renderer_cases
 import torch
 from aqr_twins import (
     BEV_SHAPE,
@@ -196,17 +197,27 @@ def test_a_checkpoint_holds_nothing_of_it():
 
 
 def test_reads_the_users_config():
-    renderer = WeightRenderer(
+    users = WeightRenderer(
         render_method="gaussian",
-        gaussian_sigma=1.0,
+        gaussian_sigma=0.8,
         bilinear_radius=1.5,
         distance_decay=0.8,
         min_weight_threshold=0.01,
         bev_feature_shape=(12, 16),
         pers_feature_shape=(3, 5, 8),
         normalize_weights=True,
+        max_weight_clamp=1.2,
     )
-    renderer(*random_scene())
+    weights, projection = random_scene(seed=2, queries=12)
+    bev = map_twin(
+        weights.lidar[0],
+        projection.bev_cells[0],
+        projection.bev_valid[0],
+        BEV_SHAPE,
+        sigma=0.8,
+        clamp=1.2,
+    )
+    torch.testing.assert_close(users(weights, projection).bev[0], bev)
 
 
 @pytest.mark.parametrize(
@@ -350,6 +361,14 @@ def test_legacy_draws_the_users_maps(method):
     if f"pers_{method}" in golden:
         maps = renderer.render_perspective_weights(golden["camera_weights"], golden["pts_pers"])
         torch.testing.assert_close(maps, golden[f"pers_{method}"], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_legacy_draws_the_users_maps_at_and_beyond_the_borders(method):
+    renderer = WeightRenderer(**renderer_cases.settings(method), semantics="legacy")
+    with np.load(GOLDEN.parent / "parity" / "renderer.npz") as golden:
+        for name, drawn in renderer_cases.draw(renderer).items():
+            np.testing.assert_allclose(drawn, golden[f"{name}_{method}"], rtol=0, atol=1e-6)
 
 
 def test_places_that_are_not_finite_are_left_out():

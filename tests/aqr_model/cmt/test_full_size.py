@@ -8,7 +8,6 @@ import pytest
 import torch
 from mmdet3d.core.bbox.box_np_ops import points_in_rbbox
 from mmdet3d.models import build_model
-from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 
 from aqr_model.engine.batches import seed_everything
@@ -54,10 +53,8 @@ def plain(infos, batch) -> tuple[nn.Module, dict[str, Tensor]]:
 
 def step(model: nn.Module, batch: dict) -> dict[str, Tensor]:
     seed_everything(2)  # dropout and denoising noise
-    # Several threads of spconv sum in any order.
-    with threadpool_limits(1):
-        terms = model.train()(return_loss=True, **batch)
-        torch.stack([value for name, value in terms.items() if "loss" in name]).sum().backward()
+    terms = model.train()(return_loss=True, **batch)
+    torch.stack([value for name, value in terms.items() if "loss" in name]).sum().backward()
     return {name: value.detach() for name, value in terms.items()}
 
 

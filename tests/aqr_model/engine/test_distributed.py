@@ -105,6 +105,40 @@ def test_two_processes_train_as_one_with_the_double_batch(
         torch.testing.assert_close(two[name], one[name], rtol=1e-3, atol=1e-4, msg=name)
 
 
+STATISTICS = """
+import torch, torch.distributed as dist
+from aqr_model.engine.distributed import together
+
+dist.init_process_group("gloo")
+with together() as workers:
+    norm = torch.nn.BatchNorm1d(1)
+    net = workers.wrap(norm, find_unused=False)
+    for _ in range(3):
+        net(torch.tensor([[10.0], [11.0]]) * workers.rank + 1).sum().backward()
+    own = norm.running_mean.item()
+    workers.share_buffers(norm)
+    print(f"{own:.4f} {norm.running_mean.item():.4f}")
+dist.destroy_process_group()
+"""
+
+
+def test_each_process_keeps_its_own_statistics_of_batch_norms_until_they_are_shared():
+    # As mmdet3d's training does: rank 0 saw the mean 1, rank 1 the mean 11.5; momentum 0.1.
+    port = str(gang.free_ports(1)[0])
+    environment = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    command = [sys.executable, "-W", "ignore", "-c", STATISTICS]
+    started = [
+        subprocess.Popen(
+            command, env={**environment, "RANK": str(rank)}, stdout=subprocess.PIPE, text=True
+        )
+        for rank in range(2)
+    ]
+    said = [process.communicate(timeout=120)[0].split() for process in started]
+    moved = 1 - 0.9**3
+    assert said[0] == [f"{1 * moved:.4f}", f"{1 * moved:.4f}"]
+    assert said[1] == [f"{11.5 * moved:.4f}", f"{1 * moved:.4f}"]
+
+
 def test_shares_of_the_samples_are_put_together_in_order(gang_run, nano_cfg):
     folder, (main, _) = gang_run["split"]
     cfg = nano_cfg(**SPLITTABLE, load_from=str(folder / "final.pth"))
