@@ -19,9 +19,12 @@ Results = dict[str, Any]
 _NOBODY = -1
 
 
-@PIPELINES.register_module()
+@PIPELINES.register_module(name=["UnifiedObjectSample", "ObjectSample"], force=True)
 class UnifiedObjectSample:
     """Paste database objects into the cloud, and their image patches into the images.
+
+    Under mmdet3d's name too, which the public LiDAR config has: mmdet3d's own draws depend on what
+    its process drew before, so that a resumed training would see other objects.
 
     Boxes and labels follow the scene's own; the scene's points inside a pasted box give way to the
     object's. In each view objects are painted from far to near, the scene's own (their rectangle of
