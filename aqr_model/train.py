@@ -13,6 +13,7 @@ import typer
 from aqr_model.engine.distributed import launched
 from aqr_model.engine.loop import Halted, train
 from aqr_model.preflight.reading import load_config
+from aqr_model.preflight.sensors import require_agreeing_sensors
 from aqr_model.preflight.types import require_known_types
 from aqr_model.report.reports import ConsoleReport, Report
 from aqr_model.report.user_errors import explained
@@ -33,6 +34,7 @@ def main(
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     cfg = load_config(config)
     require_known_types(cfg)
+    require_agreeing_sensors(cfg)
     folder = work_dir or Path(cfg.get("work_dir") or f"work_dirs/{config.stem}")
     latest = folder / "latest.pth"
     with launched() as is_main:

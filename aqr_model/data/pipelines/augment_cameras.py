@@ -65,6 +65,11 @@ class GlobalRotScaleTransImage(GlobalRotScaleTransAll):
 
     def __call__(self, results: Results) -> Results:
         """Augment boxes and camera matrices in place."""
+        if "points" in results:
+            raise DataError(
+                "GlobalRotScaleTransImage moves no points, but the sample has some: they would no"
+                " longer stand where the boxes are. Use GlobalRotScaleTransAll."
+            )
         angle = np.random.uniform(*self.rot_range)
         scale = np.random.uniform(*self.scale_ratio_range)
         of_boxes = -angle if self.reverse_angle else angle

@@ -66,6 +66,8 @@ class UnifiedObjectSample:
         """Add objects; does nothing if there is nothing to add."""
         if self.sample_2d and "img" not in results:
             raise DataError("sample_2d needs images; load them before UnifiedObjectSample.")
+        if "points" not in results:
+            raise DataError("Objects are pasted into points; load them before UnifiedObjectSample.")
         boxes, labels = results["gt_bboxes_3d"], results["gt_labels_3d"]
         scene_boxes = boxes.tensor.numpy()
         sampled = self.db_sampler.sample(scene_boxes, labels, with_images=self.sample_2d)
