@@ -70,8 +70,8 @@ class GlobalRotScaleTransImage(GlobalRotScaleTransAll):
                 "GlobalRotScaleTransImage moves no points, but the sample has some: they would no"
                 " longer stand where the boxes are. Use GlobalRotScaleTransAll."
             )
-        angle = np.random.uniform(*self.rot_range)
-        scale = np.random.uniform(*self.scale_ratio_range)
+        angle = np.random.uniform(low=self.rot_range[0], high=self.rot_range[1])
+        scale = np.random.uniform(low=self.scale_ratio_range[0], high=self.scale_ratio_range[1])
         of_boxes = -angle if self.reverse_angle else angle
         boxes = results["gt_bboxes_3d"].tensor
         move_boxes(boxes, turned(of_boxes, scale), scale=scale, angle=of_boxes)
