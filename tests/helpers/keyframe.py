@@ -23,6 +23,7 @@ from mmcv import Config
 from mmcv.parallel import collate
 from mmdet3d.datasets import build_dataset
 from mmdet3d.models import build_model
+from parity_cases import Batch
 
 from aqr_model.aqr import aqr_statistics
 from aqr_model.data.nuscenes.infos import CAMERAS
@@ -102,6 +103,30 @@ def keyframe_batch(cfg: Config, *, seed: int = 3) -> dict[str, Any]:
     seed_everything(seed)
     sample = build_dataset(cfg.data.train)[0]
     return to_device(collate([sample], samples_per_gpu=1), torch.device("cpu"))
+
+
+def test_batch(name: str, folder: Path) -> Batch:
+    """The keyframe as the test pipeline of a shipped config gives it, with its boxes in range.
+
+    Args:
+        name: File of the config.
+        folder: For the info file.
+    """
+    cfg = keyframe_config(name, write_infos(folder / "infos.pkl"))
+    truth = build_dataset(cfg.data.train).get_ann_info(0)
+    cfg.data.train.pipeline, cfg.data.train.test_mode = cfg.data.val.pipeline, True
+    sample = build_dataset(cfg.data.train)[0]
+    boxes, labels = truth["gt_bboxes_3d"], truth["gt_labels_3d"]
+    low_x, low_y, _, high_x, high_y, _ = cfg.point_cloud_range
+    kept = boxes.in_range_bev([low_x, low_y, high_x, high_y]).numpy() & (labels >= 0)
+    matrices = sample["img_metas"][0].data.get("lidar2img", [np.eye(4)] * 6)
+    return Batch(
+        points=[sample["points"][0].data.numpy()] if "points" in sample else [],
+        images=sample["img"][0].data[None].numpy() if "img" in sample else None,
+        lidar2img=np.stack(matrices)[None],
+        boxes=[boxes.tensor.numpy()[kept]],
+        labels=[labels[kept]],
+    )
 
 
 def main(name: str, overrides: dict[str, Any]) -> None:
