@@ -12,6 +12,7 @@ from aqr_model.engine.optim.precision import apply_precision, read_precision
 from aqr_model.engine.plan import budget_epochs
 from aqr_model.engine.weights.pretrained import load_pretrained
 from aqr_model.preflight.reading import load_config
+from aqr_model.preflight.sensors import require_agreeing_sensors
 from aqr_model.preflight.types import require_known_types
 from aqr_model.report.user_errors import explained
 
@@ -34,6 +35,7 @@ def main(
         raise typer.BadParameter("--format-only needs --out, and writes all samples: no --share.")
     cfg = load_config(config)
     require_known_types(cfg, ("model",))
+    require_agreeing_sensors(cfg, ("val",))
     model = build_model(cfg.model, train_cfg=cfg.get("train_cfg"), test_cfg=cfg.get("test_cfg"))
     load_pretrained(model, checkpoint)
     set_epoch(model, budget_epochs(cfg), budget_epochs(cfg))

@@ -14,6 +14,7 @@ from aqr_model.engine.distributed import launched
 from aqr_model.engine.loop import Halted, train
 from aqr_model.engine.optim.lr_schedule import require_known_policies
 from aqr_model.preflight.reading import load_config
+from aqr_model.preflight.sensors import require_agreeing_sensors
 from aqr_model.preflight.types import require_known_types
 from aqr_model.report.reports import ConsoleReport, Report
 from aqr_model.report.user_errors import explained
@@ -35,6 +36,7 @@ def main(
     cfg = load_config(config)
     require_known_types(cfg)
     require_known_policies(cfg)
+    require_agreeing_sensors(cfg)
     folder = work_dir or Path(cfg.get("work_dir") or f"work_dirs/{config.stem}")
     latest = folder / "latest.pth"
     with launched() as is_main:

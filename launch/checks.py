@@ -30,6 +30,7 @@ def read_base(path: Path) -> tuple[dict[str, Any] | None, str | None]:
 
 def missing(spec: "SweepSpec", training: "CmtTraining") -> "Iterator[Found]":
     """What the training would look for in vain, from the current directory."""
+    from aqr_model.preflight.sensors import sensor_faults
     from launch.training import resolve
 
     try:
@@ -37,6 +38,8 @@ def missing(spec: "SweepSpec", training: "CmtTraining") -> "Iterator[Found]":
     except (KeyError, TypeError, AssertionError) as error:
         yield ("train", "overrides"), f"must be dotted keys of the config, but: {_brief(error)}"
         return
+    for key, fault in sensor_faults(config):
+        yield ("train", "config"), f"its sensors must agree, but {key} {fault}"
     load_from = config.get("load_from")
     if load_from and not Path(load_from).is_file():
         where = ("train", "load_from" if spec.train.load_from else "config")

@@ -1,4 +1,4 @@
-"""CMT: images and points through their backbones, fused by the head's transformer."""
+"""CMT: images and points, or one of them, through their backbones into the head's transformer."""
 
 from collections.abc import Sequence
 
@@ -16,13 +16,16 @@ from aqr_model.cmt.voxelize import SpconvVoxelizer
 
 @DETECTORS.register_module()
 class CmtDetector(MVXTwoStageDetector):
-    """The camera + LiDAR detector of CMT (ICCV 2023), with or without AQR in its head.
+    """The detector of CMT (ICCV 2023): cameras and LiDAR, with or without AQR, or one sensor.
 
     Args:
         use_grid_mask: Hide a grid of squares in the images while training.
         pts_voxel_layer: Arguments of :class:`SpconvVoxelizer`.
         kwargs: Parts of ``MVXTwoStageDetector``: backbones, necks, ``pts_bbox_head``,
             ``train_cfg``, ``test_cfg``.
+
+    Raises:
+        ValueError: If the backbones are not those of the sensors that the head reads.
 
     Attributes:
         image_dtype: What the image branch computes in where autocast allows, None for float32.
@@ -35,6 +38,15 @@ class CmtDetector(MVXTwoStageDetector):
         self, use_grid_mask: bool = False, pts_voxel_layer: dict | None = None, **kwargs
     ) -> None:
         super().__init__(**kwargs)
+        built = {"lidar": self.with_pts_backbone, "camera": self.with_img_backbone}
+        if self.with_pts_bbox and built != {s: s in self.pts_bbox_head.sensors for s in built}:
+            head = self.pts_bbox_head
+            raise ValueError(
+                f"{type(head).__name__} reads {' and '.join(head.sensors)}, and the detector must"
+                f" have the backbones of just these, but has those of"
+                f" {' and '.join(s for s in built if built[s]) or 'none'}. Give it `pts_backbone`"
+                " for lidar and `img_backbone` for camera, or take another head."
+            )
         self.grid_mask = GridMask() if use_grid_mask else None
         if pts_voxel_layer is not None:
             self.pts_voxel_layer = SpconvVoxelizer(**pts_voxel_layer)

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from mmcv.cnn import ConvModule
@@ -39,7 +39,7 @@ class DecoderInputs:
     B batch, C channels, T memory tokens, P denoising slots, Q matching queries.
     """
 
-    memory: Tensor  # BEV tokens row by row, then cameras, routed. [T, B, C]
+    memory: Tensor  # BEV tokens row by row, then cameras, routed; see `memory_tokens`. [T, B, C]
     memory_pos: Tensor  # [T, B, C]
     query_pos: Tensor  # [B, P + Q, C]
     reference_points: Tensor  # fractions of the point-cloud range. [B, P + Q, 3]
@@ -52,9 +52,14 @@ class CmtHead(BaseModule):
 
     B batch, V views, C hidden channels, Q matching queries, P denoising slots, N decoder layers.
 
+    Attributes:
+        sensors: Whose features this head reads.
+
     Source: Cross Modal Transformer, ICCV 2023; repository junjie18/CMT, commit d3b1d78,
     `cmt_head.py`, for names, formulas and defaults.
     """
+
+    sensors: ClassVar[tuple[str, ...]] = ("lidar", "camera")
 
     def __init__(
         self,
@@ -123,8 +128,17 @@ class CmtHead(BaseModule):
                 `aqr_model.aqr.aqr_statistics(**head.last_aqr)` after a forward.
             visualization_interval: Unused; the users' configs carry it.
             init_cfg: mmcv's initialisation config.
+
+        Raises:
+            ValueError: If a setting is out of range, or AQR is asked for with one sensor.
         """
         super().__init__(init_cfg)
+        if enable_aqr and len(self.sensors) < 2:
+            raise ValueError(
+                f"`enable_aqr` must be False for {type(self).__name__}: query routing weighs LiDAR"
+                f" against cameras, but this head reads {' '.join(self.sensors)} alone. Use CmtHead"
+                " with both sensors, or turn AQR off."
+            )
         if reference_init not in ("uniform", "grid"):
             raise ValueError(
                 f"`reference_init` must be 'uniform' or 'grid', but got {reference_init!r}."
@@ -159,13 +173,17 @@ class CmtHead(BaseModule):
                 dn_weight=dn_weight,
             )
 
-        self.shared_conv = ConvModule(
-            in_channels, hidden_dim, kernel_size=3, padding=1, norm_cfg={"type": "BN2d"}
-        )
+        self.shared_conv = None
+        if "lidar" in self.sensors:
+            self.shared_conv = ConvModule(
+                in_channels, hidden_dim, kernel_size=3, padding=1, norm_cfg={"type": "BN2d"}
+            )
         self.transformer = build_transformer(transformer)
         self.reference_points = nn.Embedding(num_query, 3)
         self.bev_embedding = _mlp(hidden_dim * 2, hidden_dim, hidden_dim)
-        self.rv_embedding = _mlp(depth_num * 3, hidden_dim * 4, hidden_dim)
+        self.rv_embedding = None
+        if "camera" in self.sensors:
+            self.rv_embedding = _mlp(depth_num * 3, hidden_dim * 4, hidden_dim)
         # mmcv's ModuleList: torch's hides its children from `init_weights`, so that in the public
         # code the configured `init_bias` never takes effect.
         self.task_heads = ModuleList(
@@ -241,9 +259,11 @@ class CmtHead(BaseModule):
         """Predict boxes; in training also those of the denoising queries.
 
         Args:
-            pts_feats: BEV features, the first level is used. [B, in_channels, H, W]
-            img_feats: Camera features, the first level is used. [B * V, C, h, w]
-            img_metas: `lidar2img`, `pad_shape`; in training also `gt_bboxes_3d`, `gt_labels_3d`.
+            pts_feats: BEV features, the first level is used; `[None]` if this head reads none.
+                [B, in_channels, H, W]
+            img_feats: Camera features, likewise. [B * V, C, h, w]
+            img_metas: Of cameras `lidar2img` and `pad_shape`; in training `gt_bboxes_3d` and
+                `gt_labels_3d`.
 
         Returns:
             For each task a list of one dict: `center`, `height`, `dim`, `rot`, `vel` and
@@ -251,16 +271,22 @@ class CmtHead(BaseModule):
             [N, B, P, channels] and `dn_queries`, which is None without ground truth.
         """
         x, x_img = pts_feats[0], img_feats[0]
-        if x is None or x_img is None:
+        given = {"lidar": x is not None, "camera": x_img is not None}
+        if given != {sensor: sensor in self.sensors for sensor in given}:
             raise ValueError(
-                "The fusion head needs both modalities, but got None for one. Simulate a missing"
-                " sensor by zeroed input."
+                f"{type(self).__name__} must get features of {' and '.join(self.sensors)}, but got"
+                f" those of {' and '.join(name for name in given if given[name]) or 'none'}."
+                " Simulate a missing sensor by zeroed input."
             )
-        with _full_precision(x.device):
-            return self._forward(x.float(), x_img.float(), img_metas)
+        with _full_precision(self.reference_points.weight.device):
+            return self._forward(x, x_img, img_metas)
 
-    def _forward(self, x: Tensor, x_img: Tensor, img_metas: Sequence[Mapping[str, Any]]) -> Outputs:
-        inputs = self.decoder_inputs(self.shared_conv(x), x_img, img_metas)
+    def _forward(
+        self, x: Tensor | None, x_img: Tensor | None, img_metas: Sequence[Mapping[str, Any]]
+    ) -> Outputs:
+        bev = None if x is None or self.shared_conv is None else self.shared_conv(x.float())
+        camera = None if x_img is None else x_img.float()
+        inputs = self.decoder_inputs(bev, camera, img_metas)
         queries = inputs.denoising
         mask = None if queries is None else denoising.attention_mask(queries, self.num_query)
         decoded = self.transformer(inputs.memory, inputs.memory_pos, inputs.query_pos, mask)
@@ -270,27 +296,31 @@ class CmtHead(BaseModule):
         ]
 
     def decoder_inputs(
-        self, x: Tensor, x_img: Tensor, img_metas: Sequence[Mapping[str, Any]]
+        self, x: Tensor | None, x_img: Tensor | None, img_metas: Sequence[Mapping[str, Any]]
     ) -> DecoderInputs:
         """Make the queries, embed all positions and route the features.
 
         Args:
-            x: BEV features behind `shared_conv`. [B, C, H, W]
-            x_img: Camera features. [B * V, C, h, w]
+            x: BEV features behind `shared_conv`, None without LiDAR. [B, C, H, W]
+            x_img: Camera features, None without cameras. [B * V, C, h, w]
             img_metas: See `forward`.
 
         Returns:
             What the transformer takes. With `collect_aqr`, `last_aqr` is filled.
         """
-        cameras = Cameras.from_metas(img_metas, x.device)
-        queries = self._denoising_queries(img_metas, x.device) if self.training else None
-        reference = self.reference_points.weight.expand(len(img_metas), -1, -1)
+        batch, device = len(img_metas), self.reference_points.weight.device
+        cameras = None if x_img is None else Cameras.from_metas(img_metas, device)
+        queries = self._denoising_queries(img_metas, device) if self.training else None
+        reference = self.reference_points.weight.expand(batch, -1, -1)
         if queries is not None:
             reference = torch.cat([queries.reference_points, reference], dim=1)
-        memory_pos = memory_tokens(self._bev_pos(x), self._camera_pos(x_img, cameras))
+        memory_pos = memory_tokens(self._bev_pos(x), self._camera_pos(x_img, cameras), batch)
         query_pos = self._query_pos(reference, cameras)
-        memory = memory_tokens(x, x_img)
+        memory = memory_tokens(x, x_img, batch)
         if self.enable_aqr:
+            assert x is not None
+            assert x_img is not None
+            assert cameras is not None
             # The denoising queries stand first.
             first = -self.num_query if self.aqr_semantics.queries == "matching" else 0
             inputs = RoutingInputs(
@@ -302,7 +332,7 @@ class CmtHead(BaseModule):
                 reference_points=reference[:, first:],
                 cameras=cameras,
             )
-            memory = memory_tokens(*self._route(inputs, img_metas))
+            memory = memory_tokens(*self._route(inputs, img_metas), batch)
         return DecoderInputs(
             memory=memory,
             memory_pos=memory_pos,
@@ -345,8 +375,10 @@ class CmtHead(BaseModule):
             point_range=self.point_range,
         )
 
-    def _bev_pos(self, x: Tensor) -> Tensor:
-        """Position embedding of the BEV tokens. [B, C, H, W]."""
+    def _bev_pos(self, x: Tensor | None) -> Tensor | None:
+        """Position embedding of the BEV tokens, if any. [B, C, H, W]."""
+        if x is None:
+            return None
         grid_size = self._point_cfg["grid_size"][:2]
         width, height = (int(cells) // self.downsample_scale for cells in grid_size)
         if tuple(x.shape[2:]) != (height, width):
@@ -358,25 +390,29 @@ class CmtHead(BaseModule):
         embedded = self.bev_embedding(grid_encoding(height, width, self.hidden_dim, x.device))
         return embedded.T.unflatten(1, (height, width)).expand(len(x), -1, -1, -1)
 
-    def _camera_pos(self, x_img: Tensor, cameras: Cameras) -> Tensor:
-        """Position embedding of the camera tokens. [B * V, C, h, w]."""
+    def _camera_pos(self, x_img: Tensor | None, cameras: Cameras | None) -> Tensor | None:
+        """Position embedding of the camera tokens, if any. [B * V, C, h, w]."""
+        if x_img is None or cameras is None or self.rv_embedding is None:
+            return None
         height, width = x_img.shape[2:]
         depths = self._depths(x_img.device)
         rays = pixel_rays((height, width), cameras, depths, self.point_range)
         return self.rv_embedding(rays).permute(0, 3, 1, 2)
 
-    def _query_pos(self, reference: Tensor, cameras: Cameras) -> Tensor:
+    def _query_pos(self, reference: Tensor, cameras: Cameras | None) -> Tensor:
         """Position embedding of queries: BEV, plus that of every view that sees the point.
 
         Args:
             reference: Fractions of the range. [B, P + Q, 3]
-            cameras: Geometry of the batch.
+            cameras: Geometry of the batch, None without cameras.
 
         Returns:
             [B, P + Q, C]
         """
         points = inverse_sigmoid(reference).sigmoid()
         bev = self.bev_embedding(point_encoding(points, self.hidden_dim))
+        if cameras is None or self.rv_embedding is None:
+            return bev
         pixels, visible = project(self.point_range.denormalise(points), cameras)
         # A point is seen by about one view of six: only those rays are embedded.
         seen = visible.nonzero(as_tuple=True)
@@ -456,6 +492,26 @@ class CmtHead(BaseModule):
             boxes = meta["box_type_3d"](boxes, boxes.shape[-1])
             results.append([boxes, decoded["scores"], decoded["labels"]])
         return results
+
+
+@HEADS.register_module()
+class CmtLidarHead(CmtHead):
+    """CMT on LiDAR alone; its BEV tokens and queries have no camera embedding.
+
+    Source: as `CmtHead`, of the same name.
+    """
+
+    sensors = ("lidar",)
+
+
+@HEADS.register_module()
+class CmtImageHead(CmtHead):
+    """CMT on cameras alone; its queries keep the BEV embedding beside the cameras'.
+
+    Source: as `CmtHead`, of the same name.
+    """
+
+    sensors = ("camera",)
 
 
 def _mlp(c_in: int, hidden: int, c_out: int) -> nn.Sequential:

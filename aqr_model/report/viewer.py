@@ -15,6 +15,7 @@ from aqr_model.aqr.statistics import describe, histograms_of
 from aqr_model.data import CustomNuScenesDataset
 from aqr_model.data.nuscenes.infos import CAMERAS
 from aqr_model.engine.batches import to_device
+from aqr_model.preflight.reading import ConfigError
 from aqr_model.report.pictures import Scene
 
 logger = logging.getLogger(__name__)
@@ -27,14 +28,15 @@ class Viewer:
         cfg: A training config with ``model.pts_bbox_head.enable_aqr``.
 
     Raises:
-        ValueError: Without AQR there is nothing to show.
+        ConfigError: Without AQR there is nothing to show.
     """
 
     def __init__(self, cfg: Config) -> None:
         if not cfg.model.pts_bbox_head.get("enable_aqr"):
-            raise ValueError(
+            raise ConfigError(
                 "`model.pts_bbox_head.enable_aqr` must be True to draw AQR's maps, but the config"
-                " builds the plain detector. Take the config of its AQR version."
+                " builds the plain detector. Take the config of its AQR version; detectors of one"
+                " sensor have none."
             )
         dataset = build_dataset(cfg.data.val, {"test_mode": True})
         assert isinstance(dataset, CustomNuScenesDataset)

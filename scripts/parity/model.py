@@ -1,6 +1,7 @@
 """Compare the detector with the public CMT, part by part, on this machine's CPU.
 
     python scripts/parity/model.py --cmt PATH [--write] [CASE ...]
+    python scripts/parity/model.py --cmt PATH --shapes
 
 PATH is a clone of junjie18/CMT at commit d3b1d78; its code is run from there, in processes of its
 own, since both sides register the same type names. Both get the weights that
@@ -11,6 +12,7 @@ largest relative differences; `--write` puts some of the public side's numbers i
 """
 
 import argparse
+import json
 import subprocess
 import sys
 import tempfile
@@ -36,14 +38,24 @@ CASES = [
     "nano.empty.train",
     "nano.full.train",
     "nano.steps",
+    "lidar.evaluate",
+    "lidar.train",
+    "camera.evaluate",
+    "camera.train",
     "r50.float32.precision",
     "r50.float32.train",
     "vov.float32.train",
     "nano.float32.train",
+    "lidar.float32.train",
+    "camera.float32.train",
+    "camera.float32.transforms",
     "r50.keyframe.evaluate",
     "r50.keyframe.train",
     "r50.keyframe.double.train",
     "vov.keyframe.evaluate",
+    "lidar.keyframe.double.evaluate",
+    "lidar.keyframe.double.train",
+    "camera.keyframe.evaluate",
 ]
 
 
@@ -56,9 +68,10 @@ def read_config(case: str, cmt: Path | None) -> Any:
     size = case.split(".")[0]
     folder = ROOT / "aqr_model" / "configs"
     if cmt is not None and size != "nano":
-        folder = cmt / "projects" / "configs" / "fusion"
+        kind = size if size in ("lidar", "camera") else "fusion"
+        folder = cmt / "projects" / "configs" / kind
     cfg = Config.fromfile(str(folder / parity_cases.CONFIGS[size]))
-    if cmt is not None:
+    if cmt is not None and "pts_voxel_layer" in cfg.model:
         cfg.model.pts_voxel_layer.device = torch.device("cpu")
     return cfg
 
@@ -79,7 +92,11 @@ def run_side(name: str, cmt: Path | None, cases: Sequence[str], folder: Path) ->
         if parity_cases.is_double(case):
             parity_cases.use_double_precision()
         cfg = read_config(case, cmt if name == "public" else None)
-        if case.endswith("steps"):
+        if case.endswith("transforms"):
+            import camera_steps
+
+            found = camera_steps.run(name)
+        elif case.endswith("steps"):
             import steps
 
             found = getattr(steps, name)(case, cfg, folder)
@@ -129,10 +146,24 @@ def write(cases: Sequence[str], folder: Path) -> None:
     """Keep some of the public side's numbers."""
     import parity_cases
 
-    parity_cases.GOLDEN.mkdir(parents=True, exist_ok=True)
     for case in cases:
-        kept = parity_cases.sampled(dict(np.load(folder / f"{case}.public.npz")))
-        np.savez_compressed(parity_cases.GOLDEN / f"{case}.npz", **kept)
+        parity_cases.save_golden(case, dict(np.load(folder / f"{case}.public.npz")))
+
+
+def write_shapes(cmt: Path) -> None:
+    """Write names and shapes of the weights of the public models of one sensor."""
+    import public_cmt
+
+    public_cmt.load(cmt)
+    import parity_cases
+    from mmdet3d.models import build_model
+
+    for sensor in ("lidar", "camera"):
+        state = build_model(read_config(sensor, cmt).model).state_dict()
+        lines = [f"{json.dumps(name)}: {list(value.shape)}" for name, value in state.items()]
+        name = Path(parity_cases.CONFIGS[sensor]).stem
+        path = ROOT / "tests" / "data" / f"{name}.state_dict.json"
+        path.write_text("{\n" + ",\n".join(lines) + "\n}\n")
 
 
 def main() -> None:
@@ -141,6 +172,7 @@ def main() -> None:
     parser.add_argument("cases", nargs="*", metavar="CASE", help=f"of {', '.join(CASES)}")
     parser.add_argument("--cmt", type=Path, help="clone of junjie18/CMT")
     parser.add_argument("--write", action="store_true", help="renew tests/data/parity")
+    parser.add_argument("--shapes", action="store_true", help="write names and shapes of weights")
     parser.add_argument("--side", choices=["ours", "public"], help="run this side alone")
     parser.add_argument("--folder", type=Path, help="keep there what the sides gave")
     arguments = parser.parse_args()
@@ -149,6 +181,9 @@ def main() -> None:
         parser.error(f"cases must be of {', '.join(CASES)}, but got {', '.join(sorted(unknown))}")
     if arguments.cmt is None and arguments.side != "ours":
         parser.error("`--cmt` must name a clone of junjie18/CMT, but is not given")
+    if arguments.shapes:
+        write_shapes(arguments.cmt)
+        return
     with tempfile.TemporaryDirectory() as temporary:
         folder = arguments.folder or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)

@@ -8,7 +8,7 @@ of every step. The public detector then takes the same, with mmcv's `EpochBasedR
 import logging
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import parity_cases
@@ -84,8 +84,8 @@ def ours(case: str, cfg: Any, folder: Path) -> dict[str, np.ndarray]:
             return {}
 
     class Report:
-        losses: list[float] = []
-        norms: list[float] = []
+        losses: ClassVar[list[float]] = []
+        norms: ClassVar[list[float]] = []
 
         def rung(self, *_: Any, **__: Any) -> None:
             pass

@@ -119,10 +119,11 @@ def test_batch(name: str, folder: Path) -> Batch:
     boxes, labels = truth["gt_bboxes_3d"], truth["gt_labels_3d"]
     low_x, low_y, _, high_x, high_y, _ = cfg.point_cloud_range
     kept = boxes.in_range_bev([low_x, low_y, high_x, high_y]).numpy() & (labels >= 0)
+    matrices = sample["img_metas"][0].data.get("lidar2img", [np.eye(4)] * 6)
     return Batch(
-        points=[sample["points"][0].data.numpy()],
-        images=sample["img"][0].data[None].numpy(),
-        lidar2img=np.stack(sample["img_metas"][0].data["lidar2img"])[None],
+        points=[sample["points"][0].data.numpy()] if "points" in sample else [],
+        images=sample["img"][0].data[None].numpy() if "img" in sample else None,
+        lidar2img=np.stack(matrices)[None],
         boxes=[boxes.tensor.numpy()[kept]],
         labels=[labels[kept]],
     )

@@ -6,10 +6,12 @@ compare with the numbers that the public side gave (tests/data/parity).
 
 A case is named by its size, its input and what is done: `r50.crowded.train`. Small cases compute in
 float64, where a rounding decides no edge of a ReLU and no matching: what differs is a defect, on
-any machine. Cases with `float32` or `keyframe` in the name compute as a training does.
+any machine. Cases with `float32` or `keyframe` in the name compute as a training does, unless
+`double` is in it too.
 """
 
 import contextlib
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +28,8 @@ CONFIGS = {
     "r50": "cmt_voxel0100_r50_800x320_cbgs.py",
     "vov": "cmt_voxel0075_vov_1600x640_cbgs.py",
     "nano": "cmt_nano.py",
+    "lidar": "cmt_lidar_voxel0075_cbgs.py",
+    "camera": "cmt_camera_vov_1600x640_cbgs.py",
 }
 _SAMPLES = 24  # values kept of a tensor
 
@@ -49,9 +53,11 @@ COARSE = {
     "r50": _coarse(0.8, 128),  # 108 m are 135 voxels, of which 128 count: R50's quirk
     "vov": _coarse(0.675, 160),
     "nano": {},
+    "lidar": _coarse(0.675, 160),
+    "camera": {"model.pts_bbox_head.num_query": 300},
 }
-RANGES = {"r50": 54.0, "vov": 54.0, "nano": 40.96}
-IMAGES = {"r50": (64, 160), "vov": (64, 160), "nano": (128, 320)}
+RANGES = {"nano": 40.96}  # others: 54
+IMAGES = {"nano": (128, 320), "camera": (32, 96)}  # others: 64 x 160
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,22 +65,24 @@ class Batch:
     """Inputs of a detector. B samples, six views.
 
     Attributes:
-        points: x, y, z, intensity, age. B of [N, 5]
-        images: Normalised and padded. [B, 6, 3, H, W]
+        points: x, y, z, intensity, age; none for cameras alone. B of [N, 5]
+        images: Normalised and padded; None for LiDAR alone. [B, 6, 3, H, W]
         lidar2img: [B, 6, 4, 4]
         boxes: Bottom centres. B of [G, 9]
         labels: B of [G]
     """
 
     points: Sequence[np.ndarray]
-    images: np.ndarray
+    images: np.ndarray | None
     lidar2img: np.ndarray
     boxes: Sequence[np.ndarray]
     labels: Sequence[np.ndarray]
 
     def save(self, path: Path) -> None:
         """Write it, for the other side."""
-        arrays = {"images": self.images, "lidar2img": self.lidar2img}
+        arrays = {"lidar2img": self.lidar2img}
+        if self.images is not None:
+            arrays["images"] = self.images
         for name in ("points", "boxes", "labels"):
             arrays |= {f"{name}_{i}": value for i, value in enumerate(getattr(self, name))}
         np.savez(path, **arrays)
@@ -85,17 +93,17 @@ class Batch:
         with np.load(path) as file:
             content = dict(file)
         lists = {
-            name: [content[f"{name}_{i}"] for i in range(len(content["images"]))]
+            name: [content[key] for i in range(10) if (key := f"{name}_{i}") in content]
             for name in ("points", "boxes", "labels")
         }
-        return cls(images=content["images"], lidar2img=content["lidar2img"], **lists)
+        return cls(images=content.get("images"), lidar2img=content["lidar2img"], **lists)
 
     @classmethod
     def join(cls, batches: Sequence["Batch"]) -> "Batch":
         """Put the samples of several into one."""
         return cls(
             points=[cloud for one in batches for cloud in one.points],
-            images=np.concatenate([one.images for one in batches]),
+            images=np.concatenate([one.images for one in batches if one.images is not None]),
             lidar2img=np.concatenate([one.lidar2img for one in batches]),
             boxes=[boxes for one in batches for boxes in one.boxes],
             labels=[labels for one in batches for labels in one.labels],
@@ -121,21 +129,22 @@ def cameras(height: int, width: int, shift: float) -> np.ndarray:
 def batch(size: str, counts: Sequence[int], *, num_points: int = 2500, seed: int = 0) -> Batch:
     """A batch whose samples have so many boxes each."""
     draw = np.random.RandomState(seed)
-    height, width = IMAGES[size]
-    far = RANGES[size]
+    height, width = IMAGES.get(size, (64, 160))
+    far = RANGES.get(size, 54.0)
     points, boxes, labels = [], [], []
     for count in counts:
         cloud = draw.uniform(-1, 1, (num_points, 5)) * [far, far, 4, 127, 0.25]
         cloud += [0, 0, -1, 127, 0.25]
         crowd = num_points // 4  # stands in few voxels, more points than these hold
-        cloud[:crowd, :3] = draw.normal(0, [1.5, 1.5, 0.3], (crowd, 3)) + [12, -7, -1]
+        cloud[:crowd, :3] = draw.normal(0, [1.5, 1.5, 0.3], (crowd, 3)) + np.array([12, -7, -1])
         points.append(cloud.astype(np.float32))
         box = draw.uniform(-1, 1, (count, 9)) * [0.8 * far, 0.8 * far, 1.5, 2, 1, 1, np.pi, 6, 6]
-        boxes.append((box + [0, 0, -1, 3, 1.6, 1.5, 0, 0, 0]).astype(np.float32))
+        boxes.append((box + np.array([0, 0, -1, 3, 1.6, 1.5, 0, 0, 0])).astype(np.float32))
         labels.append(draw.randint(0, 10, count))
+    images = draw.normal(0, 1, (len(counts), 6, 3, height, width))
     return Batch(
-        points=points,
-        images=draw.normal(0, 1, (len(counts), 6, 3, height, width)).astype(np.float32),
+        points=[] if size == "camera" else points,
+        images=None if size == "lidar" else images.astype(np.float32),
         lidar2img=np.stack([cameras(height, width, 0.02 * i) for i in range(len(counts))]),
         boxes=boxes,
         labels=labels,
@@ -149,15 +158,14 @@ def inputs(case: str) -> Batch:
         return batch(size, (0, 0))
     if "full" in words:
         return batch(size, (150, 2))  # more boxes than nano's 144 queries
-    # Unequal numbers of boxes, and a sample without any.
-    counts = (0, 0) if "evaluate" in words else (7, 0, 3)
+    counts = (0, 0) if "evaluate" in words else (7, 0, 3)  # unequal; a sample without boxes
     # Crowded: more voxels than the detector takes, in training and in evaluation.
     return batch(size, counts, num_points=6000 if "crowded" in words else 2500)
 
 
 def is_double(case: str) -> bool:
     """Whether a case computes in float64."""
-    return "double" in case or not ("float32" in case or "keyframe" in case)
+    return "double" in case or ("float32" not in case and "keyframe" not in case)
 
 
 def use_double_precision() -> None:
@@ -208,7 +216,8 @@ def arguments(data: Batch) -> dict[str, Any]:
     from mmdet3d.core.bbox import LiDARInstance3DBoxes
 
     dtype = torch.get_default_dtype()
-    height, width = data.images.shape[-2:]
+    images = None if data.images is None else torch.from_numpy(data.images.copy()).to(dtype)
+    height, width = (0, 0) if images is None else images.shape[-2:]
     metas = [
         {
             "lidar2img": list(matrices),
@@ -222,9 +231,9 @@ def arguments(data: Batch) -> dict[str, Any]:
         for matrices, boxes, labels in zip(data.lidar2img, data.boxes, data.labels, strict=True)
     ]
     return {
-        "points": [torch.from_numpy(cloud).to(dtype) for cloud in data.points],
+        "points": [torch.from_numpy(cloud).to(dtype) for cloud in data.points] or None,
         "img_metas": metas,
-        "img": torch.from_numpy(data.images.copy()).to(dtype),
+        "img": images,
     }
 
 
@@ -252,15 +261,19 @@ def watched(model: nn.Module) -> Iterator[dict[str, Tensor]]:
 
         return hook
 
-    parts = {
-        "voxels": model.pts_voxel_encoder,
-        "sparse": model.pts_middle_encoder,
-        "image": model.img_neck,
-        "bev": model.pts_neck,
-        "shared": model.pts_bbox_head.shared_conv,
-        "decoder": model.pts_bbox_head.transformer,
+    names = {
+        "pts_voxel_encoder": "voxels",
+        "pts_middle_encoder": "sparse",
+        "img_neck": "image",
+        "pts_neck": "bev",
+        "pts_bbox_head.shared_conv": "shared",
+        "pts_bbox_head.transformer": "decoder",
     }
-    handles = [part.register_forward_hook(keep(name)) for name, part in parts.items()]
+    handles = [
+        part.register_forward_hook(keep(names[path]))
+        for path, part in model.named_modules()
+        if path in names
+    ]
     try:
         yield seen
     finally:
@@ -324,14 +337,23 @@ def run(case: str, build: Callable[[Any], nn.Module], cfg: Any, data: Batch) -> 
         return {"error": np.array(f"{type(error).__name__}: {error}")}
 
 
-def relative(got: np.ndarray, want: np.ndarray, *, least: float = 0.0) -> float:
-    """Largest difference over largest value, or over `least` if that is larger."""
+def relative(name: str, got: np.ndarray, want: np.ndarray, *, floor: float = 0.0) -> float:
+    """Largest difference over largest value.
+
+    Args:
+        name: Of the value.
+        got: Ours.
+        want: The public code's.
+        floor: Least size of a gradient. The first decoder layer's queries and keys meet values that
+            are all equal: their gradient is zero but for roundings.
+    """
     if got.shape != want.shape:
         return float("inf")
     if not want.size or np.array_equal(got, want):
         return 0.0
     got, want = got.astype(np.float64), want.astype(np.float64)
-    return float(np.abs(got - want).max() / max(np.abs(want).max(), least, 1e-12))
+    largest = max(np.abs(want).max(), floor if name.startswith("gradient.") else 0.0)
+    return float(np.abs(got - want).max() / max(largest, 1e-12))
 
 
 def compare(
@@ -339,49 +361,48 @@ def compare(
 ) -> dict[str, tuple[float, str]]:
     """For each part the largest relative difference, and where it is."""
     gradients = [np.abs(v).max() for name, v in theirs.items() if name.startswith("gradient.")]
-    # The first decoder layer's queries and keys meet values that are all equal: their gradient is
-    # zero but for roundings, which are compared with nothing.
-    least = {"gradient": 1e-6 * max(gradients, default=0.0)}
+    floor = 1e-6 * max(gradients, default=0.0)
     worst: dict[str, tuple[float, str]] = {}
     for name in sorted(ours.keys() | theirs.keys()):
         part = name.split(".")[0]
-        found = float("inf")
-        if name in ours and name in theirs:
-            found = relative(ours[name], theirs[name], least=least.get(part, 0.0))
+        both = name in ours and name in theirs
+        found = relative(name, ours[name], theirs[name], floor=floor) if both else float("inf")
         worst[part] = max(worst.get(part, (0.0, "")), (found, name))
     return worst
 
 
-_NORMS = ("gradient", "weight", "norm")
-
-
 def sampled(found: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Few numbers of many.
-
-    Of gradients, weights and statistics the norms, each kind in one array, by name; of all else the
-    mean, the size and some entries.
-    """
+    """Few numbers of many: of gradients and weights the norm, of others size and some entries."""
     kept: dict[str, np.ndarray] = {}
-    for kind in _NORMS:
-        names = sorted(name for name in found if name.startswith(kind + "."))
-        if names:
-            kept[kind] = np.array([np.linalg.norm(found[n].astype(np.float64)) for n in names])
     for name, value in found.items():
-        if name.split(".")[0] in _NORMS:
+        if name == "error":
+            kept[name] = value
             continue
-        if value.size > _SAMPLES:
-            value = value.astype(np.float64)
+        value = value.astype(np.float64)
+        if name.startswith(("gradient.", "weight.", "norm.")):
+            kept[name] = np.linalg.norm(value)
+        elif value.size <= _SAMPLES:
+            kept[name] = value
+        else:
             places = np.linspace(0, value.size - 1, _SAMPLES).astype(int)
             whole = [value.mean(), np.sqrt((value**2).mean())]
-            value = np.concatenate([whole, value.ravel()[places]])
-        kept[name] = value
+            kept[name] = np.concatenate([whole, value.ravel()[places]])
     return kept
 
 
-def distance(name: str, got: np.ndarray, want: np.ndarray) -> float:
-    """Relative difference of what `sampled` kept: norms each by itself, others by the largest."""
-    if name not in _NORMS:
-        return relative(got, want)
-    if got.shape != want.shape:
-        return float("inf")
-    return float((np.abs(got - want) / np.maximum(want, 1e-6 * want.max())).max())
+def save_golden(case: str, found: Mapping[str, np.ndarray]) -> None:
+    """Keep some of the public side's numbers, as one array: a file of many is mostly headers."""
+    kept = sampled(found)
+    index = json.dumps({name: list(np.shape(value)) for name, value in kept.items()})
+    values = np.concatenate([np.ravel(value) for value in kept.values()])
+    GOLDEN.mkdir(parents=True, exist_ok=True)
+    np.savez_compressed(GOLDEN / f"{case}.npz", index=np.array(index), values=values)
+
+
+def golden(case: str) -> dict[str, np.ndarray]:
+    """What `save_golden` kept."""
+    with np.load(GOLDEN / f"{case}.npz") as file:
+        shapes, values = json.loads(str(file["index"])), file["values"]
+    ends = np.cumsum([int(np.prod(shape)) for shape in shapes.values()])
+    parts = np.split(values, ends[:-1])
+    return {name: part.reshape(shapes[name]) for name, part in zip(shapes, parts, strict=True)}

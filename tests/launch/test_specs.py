@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aqr_model.knobs import KNOBS
+from launch.checks import missing
 from launch.opening import open_spec
 from launch.training import build_training, has_key, load_base, resolve
 from launch.workplace import Workplace
@@ -182,3 +183,20 @@ def test_schedules_reach_the_head_and_the_optimizer(nano: dict[str, Any]) -> Non
     assert head.weight_renderer.max_weight_clamp == params["clamp_schedule.value_2"]
     lr = config.optimizer.paramwise_cfg.custom_keys.transformer.lr_mult_schedule
     assert lr == {"type": "constant", "value": params["transformer_lr_mult_schedule.value"]}
+
+
+def test_sensors_that_disagree_are_a_mistake_of_the_spec() -> None:
+    text = (
+        "name: one\ntrain: {config: c.py, epochs: 1, overrides: {seed: 0}}\nobjective: {noise: 0}\n"
+        "space: {base_lr: {low: 0.001, high: 0.01}}\nsearch: {sampler: random}\n"
+        "budget: {trials: 1}\n"
+    )
+    base = load_base(ROOT / "aqr_model/configs/cmt_lidar_nano.py")
+    key = "model.pts_bbox_head.enable_aqr"
+    for overrides, faults in (("{seed: 0}", 0), (f"{{{key}: true}}", 1)):
+        spec = parse_spec(
+            text.replace("{seed: 0}", overrides), source="s", knobs=KNOBS, has_key=bool
+        )
+        found = [t for _, t in missing(spec, build_training(spec, base, root=ROOT)) if key in t]
+        assert len(found) == faults
+    assert found[0].startswith(f"its sensors must agree, but {key} must be False for CmtLidarHead")

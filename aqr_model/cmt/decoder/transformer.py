@@ -166,9 +166,9 @@ class PETRTransformerDecoder(BaseModule):
         return torch.stack(outputs)
 
 
-@TRANSFORMER.register_module()
+@TRANSFORMER.register_module(name=["CmtTransformer", "CmtLidarTransformer", "CmtImageTransformer"])
 class CmtTransformer(BaseModule):
-    """Decode queries against BEV and camera tokens.
+    """Decode queries against the tokens of the sensors; public configs name it after these.
 
     B batch, C channels, T memory tokens, Q queries, N layers.
     """
@@ -210,15 +210,21 @@ class CmtTransformer(BaseModule):
         return self.decoder(content, memory, query_pos, memory_pos, self_mask).transpose(1, 2)
 
 
-def memory_tokens(bev: Tensor, camera: Tensor) -> Tensor:
-    """Join BEV and camera features to the tokens that queries read.
+def memory_tokens(bev: Tensor | None, camera: Tensor | None, batch: int) -> Tensor:
+    """Join the features of the sensors that are there to the tokens that queries read.
 
     Args:
         bev: [B, C, H, W]
         camera: [B * V, C, h, w]
+        batch: B.
 
     Returns:
         BEV row by row, then view by view and row by row. [H * W + V * h * w, B, C]
     """
-    views = camera.unflatten(0, (len(bev), -1))
-    return torch.cat([bev.flatten(2).permute(2, 0, 1), views.permute(1, 3, 4, 0, 2).flatten(0, 2)])
+    tokens = []
+    if bev is not None:
+        tokens.append(bev.flatten(2).permute(2, 0, 1))
+    if camera is not None:
+        views = camera.unflatten(0, (batch, -1))
+        tokens.append(views.permute(1, 3, 4, 0, 2).flatten(0, 2))
+    return torch.cat(tokens)

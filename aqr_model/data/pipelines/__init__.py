@@ -25,11 +25,13 @@ from aqr_model.data.pipelines.augment3d import (
     ObjectRangeFilter,
     PointShuffle,
 )
+from aqr_model.data.pipelines.augment_cameras import GlobalRotScaleTransImage
 
 __all__ = [
     "Collect3D",
     "CustomRandomFlip3D",
     "GlobalRotScaleTransAll",
+    "GlobalRotScaleTransImage",
     "LoadMultiViewImageFromFiles",
     "LoadPointsFromFile",
     "LoadPointsFromMultiSweeps",

@@ -50,10 +50,7 @@ class GlobalRotScaleTransAll:
         angle = np.random.uniform(low=self.rot_range[0], high=self.rot_range[1])
         scale = np.random.uniform(low=self.scale_ratio_range[0], high=self.scale_ratio_range[1])
         shift = np.random.normal(scale=self.translation_std, size=3)
-        motion = np.eye(4)
-        c, s = np.cos(angle), np.sin(angle)
-        motion[:2, :2] = [[c, -s], [s, c]]
-        motion[:3, :3] *= scale
+        motion = turned(angle, scale)
         motion[:3, 3] = shift
         move_points(results, motion)
         if _BOXES in results:
@@ -98,18 +95,8 @@ class CustomRandomFlip3D:
             flipped = bool(np.random.rand() < ratio)
             results[f"pcd_{direction}_flip"] = flipped
             if flipped:
-                self._flip(results, direction)
+                flip_scene(results, direction)
         return results
-
-    @staticmethod
-    def _flip(results: Results, direction: str) -> None:
-        mirror = np.diag([1.0, -1.0, 1.0, 1.0] if direction == "horizontal" else [-1.0, 1, 1, 1])
-        results["points"].flip(direction)
-        if _BOXES in results:
-            results[_BOXES].flip(direction)
-        move_cameras(results, mirror)
-        flow = results.setdefault("transformation_3d_flow", [])
-        flow.append("HF" if direction == "horizontal" else "VF")
 
 
 @PIPELINES.register_module(force=True)
@@ -146,8 +133,30 @@ class PointShuffle:
         return results
 
 
+def turned(angle: float, scale: float) -> Floats:
+    """A turn about z by an angle in radians, and a scale. [4, 4]."""
+    motion = np.eye(4)
+    c, s = np.cos(angle), np.sin(angle)
+    motion[:2, :2] = [[c, -s], [s, c]]
+    motion[:3, :3] *= scale
+    return motion
+
+
+def flip_scene(results: Results, direction: str) -> None:
+    """Mirror what the sample has of points, boxes and camera matrices, in place."""
+    mirror = np.diag([1.0, -1.0, 1.0, 1.0] if direction == "horizontal" else [-1.0, 1, 1, 1])
+    for key in ("points", _BOXES):
+        if key in results:
+            results[key].flip(direction)
+    move_cameras(results, mirror)
+    flow = results.setdefault("transformation_3d_flow", [])
+    flow.append("HF" if direction == "horizontal" else "VF")
+
+
 def move_points(results: Results, motion: Floats) -> None:
-    """Apply a similarity to the points in place."""
+    """Apply a similarity to the points, if there are any, in place."""
+    if "points" not in results:
+        return
     points: Tensor = results["points"].tensor  # [N, 3 + features]
     matrix = torch.from_numpy(motion).to(points)
     points[:, :3] = points[:, :3] @ matrix[:3, :3].T + matrix[:3, 3]

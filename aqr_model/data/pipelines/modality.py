@@ -37,6 +37,11 @@ class ModalMask3D:
 
     def __call__(self, results: dict[str, Any]) -> dict[str, Any]:
         """Blank in place."""
+        if "img" not in results or "points" not in results:
+            raise DataError(
+                "ModalMask3D blanks one of two sensors, but the sample has one alone. Take the step"
+                " out of the pipeline."
+            )
         modal = self._drawn() if self.mode == "train" else self.mask_modal
         if modal == "image":
             results["img"] = [np.zeros_like(image) for image in results["img"]]

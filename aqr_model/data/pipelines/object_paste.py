@@ -21,9 +21,12 @@ _Rectangle = tuple[tuple[slice, slice], int]  # of a pasted object, or of the sc
 _NOBODY = -1
 
 
-@PIPELINES.register_module()
+@PIPELINES.register_module(name=["UnifiedObjectSample", "ObjectSample"], force=True)
 class UnifiedObjectSample:
     """Paste database objects into the cloud, and their image patches into the images.
+
+    Under mmdet3d's name too, which the public LiDAR config has: mmdet3d's own draws depend on what
+    its process drew before, so that a resumed training would see other objects.
 
     Boxes and labels follow the scene's own; the scene's points inside a pasted box give way to the
     object's. In each view pasted objects are painted from far to near; they cover or mix with what
@@ -70,6 +73,8 @@ class UnifiedObjectSample:
         """Add objects; does nothing if there is nothing to add."""
         if self.sample_2d and "img" not in results:
             raise DataError("sample_2d needs images; load them before UnifiedObjectSample.")
+        if "points" not in results:
+            raise DataError("Objects are pasted into points; load them before UnifiedObjectSample.")
         boxes, labels = results["gt_bboxes_3d"], results["gt_labels_3d"]
         scene_boxes = boxes.tensor.numpy()
         sampled = self.db_sampler.sample(scene_boxes, labels, with_images=self.sample_2d)

@@ -95,7 +95,7 @@ def test_only_last_layer_is_refused():
 def test_memory_is_bev_row_by_row_then_views():
     bev = torch.arange(2 * 3 * 4 * 5.0).reshape(2, 3, 4, 5)
     camera = torch.arange(12 * 3 * 2 * 7.0).reshape(12, 3, 2, 7)
-    tokens = memory_tokens(bev, camera)
+    tokens = memory_tokens(bev, camera, 2)
     assert tokens.shape == (20 + 6 * 14, 2, 3)
     assert torch.equal(tokens[3 * 5 + 2, 1], bev[1, :, 3, 2])
     view, row, column = 4, 1, 6

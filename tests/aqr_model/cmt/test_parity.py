@@ -22,13 +22,12 @@ SMALL = (
     "vov.train",
     "nano.train",
     "nano.steps",
+    "lidar.evaluate",
+    "lidar.train",
+    "camera.evaluate",
+    "camera.train",
 )
 EVALUATED = {"voxels", "sparse", "image", "bev", "shared", "decoder", "boxes", "scores", "labels"}
-
-
-def golden(case: str) -> dict[str, np.ndarray]:
-    with np.load(parity_cases.GOLDEN / f"{case}.npz") as file:
-        return dict(file)
 
 
 @pytest.fixture(scope="module")
@@ -42,12 +41,11 @@ def ours(tmp_path_factory) -> dict[str, dict[str, np.ndarray]]:
 
 @pytest.mark.parametrize("case", SMALL)
 def test_a_small_detector_gives_the_public_numbers(case, ours):
-    want, got = golden(case), parity_cases.sampled(ours[case])
-    assert got.keys() == want.keys()
-    for name in want:
-        # 8e-7 of the denoising classification: the public code's pi is 3.14159.
-        limit = 1e-4 if "steps" in case else 2e-6
-        assert parity_cases.distance(name, got[name], want[name]) < limit, name
+    want, got = parity_cases.golden(case), parity_cases.sampled(ours[case])
+    # 8e-7 of the denoising classification: the public code's pi is 3.14159.
+    limit = 1e-4 if "steps" in case else 2e-6
+    for part, (worst, where) in parity_cases.compare(got, want).items():
+        assert worst < limit, (part, where)
 
 
 def test_the_small_cases_reach_what_they_are_for(ours):
@@ -70,7 +68,5 @@ def test_a_whole_detector_gives_the_public_numbers_on_a_real_keyframe(size, tmp_
     data = keyframe.test_batch(name, tmp_path)
     cfg = Config.fromfile(str(Path("aqr_model/configs") / name))
     got = parity_cases.sampled(parity_cases.run(case, build_model, cfg, data))
-    want = golden(case)
-    assert got.keys() == want.keys()
-    for part in want:
-        assert parity_cases.distance(part, got[part], want[part]) < 1e-4, part
+    for part, (worst, where) in parity_cases.compare(got, parity_cases.golden(case)).items():
+        assert worst < 1e-4, (part, where)

@@ -18,6 +18,7 @@ SHIPPED = sorted(path.name for path in CONFIGS.glob("*.py"))
 USERS = Path("tests/data/users")
 LOG = Path("../shared/data/logs/aqr_clamp1.5_residual0.7.log")
 FULL_SIZE = ("voxel0100_r50_800x320_cbgs", "voxel0075_vov_1600x640_cbgs")
+ONE_SENSOR = ("lidar_voxel0075_cbgs", "camera_vov_1600x640_cbgs")
 # Every entry that AQR adds, below pts_bbox_head.aqr_weight_generator.
 AQR_ENTRIES = {
     "encoder.layers.0.attentions.0.attn.in_proj_weight": [768, 256],
@@ -58,7 +59,7 @@ def test_every_config_builds(name):
     assert hasattr(model.pts_bbox_head, "aqr_weight_generator") == ("aqr" in name)
 
 
-@pytest.mark.parametrize("name", FULL_SIZE)
+@pytest.mark.parametrize("name", [*FULL_SIZE, *ONE_SENSOR])
 def test_the_plain_models_have_exactly_the_public_state_dict(name):
     assert shapes(built(CONFIGS / f"cmt_{name}.py")) == golden(name)
 

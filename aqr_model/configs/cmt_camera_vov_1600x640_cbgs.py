@@ -1,0 +1,239 @@
+# The public CMT on cameras alone, VoVNet-99 and 1600x640 images: what LiDAR adds is measured
+# against it. `load_from` is the image backbone that the public recipe starts from.
+plugin = True
+plugin_dir = "projects/mmdet3d_plugin/"  # its types are registered by `import aqr_model`
+point_cloud_range = [-54.0, -54.0, -5.0, 54.0, 54.0, 3.0]
+voxel_size = [0.075, 0.075, 0.2]
+grid_size = [1440, 1440, 40]
+out_size_factor = 8
+class_names = [
+    "car",
+    "truck",
+    "construction_vehicle",
+    "bus",
+    "trailer",
+    "barrier",
+    "motorcycle",
+    "bicycle",
+    "pedestrian",
+    "traffic_cone",
+]
+code_weights = [2.0, 2.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 0.2, 0.2]
+dataset_type = "CustomNuScenesDataset"
+data_root = "data/nuscenes/"
+input_modality = dict(
+    use_lidar=False, use_camera=True, use_radar=False, use_map=False, use_external=False
+)
+
+model = dict(
+    type="CmtDetector",
+    img_backbone=dict(
+        type="VoVNet",
+        spec_name="V-99-eSE",
+        norm_eval=True,
+        frozen_stages=-1,
+        input_ch=3,
+        out_features=("stage4", "stage5"),
+        with_cp=True,
+    ),
+    img_neck=dict(type="CPFPN", in_channels=[768, 1024], out_channels=256, num_outs=2),
+    pts_bbox_head=dict(
+        type="CmtImageHead",
+        in_channels=512,
+        hidden_dim=256,
+        num_query=900,
+        downsample_scale=out_size_factor,
+        common_heads=dict(center=(2, 2), height=(1, 2), dim=(3, 2), rot=(2, 2), vel=(2, 2)),
+        tasks=[dict(num_class=10, class_names=class_names)],
+        bbox_coder=dict(
+            type="MultiTaskBBoxCoder",
+            post_center_range=[-61.2, -61.2, -10.0, 61.2, 61.2, 10.0],
+            pc_range=point_cloud_range,
+            max_num=300,
+            voxel_size=voxel_size,
+            num_classes=10,
+        ),
+        separate_head=dict(type="SeparateTaskHead", init_bias=-2.19, final_kernel=1),
+        transformer=dict(
+            type="CmtImageTransformer",
+            decoder=dict(
+                type="PETRTransformerDecoder",
+                return_intermediate=True,
+                num_layers=6,
+                transformerlayers=dict(
+                    type="PETRTransformerDecoderLayer",
+                    with_cp=False,
+                    attn_cfgs=[
+                        dict(
+                            type="PETRMultiheadAttention", embed_dims=256, num_heads=8, dropout=0.1
+                        ),
+                        dict(
+                            type="PETRMultiheadFlashAttention",
+                            embed_dims=256,
+                            num_heads=8,
+                            dropout=0.1,
+                        ),
+                    ],
+                    ffn_cfgs=dict(
+                        type="FFN",
+                        embed_dims=256,
+                        feedforward_channels=1024,
+                        num_fcs=2,
+                        ffn_drop=0.0,
+                        act_cfg=dict(type="ReLU", inplace=True),
+                    ),
+                    feedforward_channels=1024,
+                    operation_order=("self_attn", "norm", "cross_attn", "norm", "ffn", "norm"),
+                ),
+            ),
+        ),
+        loss_cls=dict(
+            type="FocalLoss",
+            use_sigmoid=True,
+            gamma=2,
+            alpha=0.25,
+            reduction="mean",
+            loss_weight=2.0,
+        ),
+        loss_bbox=dict(type="L1Loss", reduction="mean", loss_weight=0.25),
+        loss_heatmap=dict(type="GaussianFocalLoss", reduction="mean", loss_weight=1.0),
+    ),
+    train_cfg=dict(
+        pts=dict(
+            dataset="nuScenes",
+            assigner=dict(
+                type="HungarianAssigner3D",
+                cls_cost=dict(type="FocalLossCost", weight=2.0),
+                reg_cost=dict(type="BBox3DL1Cost", weight=0.25),
+                iou_cost=dict(type="IoUCost", weight=0.0),
+                pc_range=point_cloud_range,
+                code_weights=code_weights,
+            ),
+            pos_weight=-1,
+            gaussian_overlap=0.1,
+            min_radius=2,
+            grid_size=grid_size,
+            voxel_size=voxel_size,
+            out_size_factor=out_size_factor,
+            code_weights=code_weights,
+            point_cloud_range=point_cloud_range,
+        )
+    ),
+    test_cfg=dict(
+        pts=dict(
+            dataset="nuScenes",
+            grid_size=grid_size,
+            out_size_factor=out_size_factor,
+            pc_range=point_cloud_range,
+            voxel_size=voxel_size,
+            nms_type=None,
+            max_num=200,
+        )
+    ),
+)
+
+img_norm_cfg = dict(mean=[103.530, 116.280, 123.675], std=[57.375, 57.120, 58.395], to_rgb=False)
+ida_aug_conf = dict(
+    resize_lim=(0.94, 1.25),
+    final_dim=(640, 1600),
+    bot_pct_lim=(0.0, 0.0),
+    rot_lim=(0.0, 0.0),
+    H=900,
+    W=1600,
+    rand_flip=True,
+)
+meta_keys = ("sample_idx", "lidar2img", "pad_shape", "img_shape", "box_type_3d", "box_mode_3d")
+train_pipeline = [
+    dict(type="LoadMultiViewImageFromFiles"),
+    dict(type="LoadAnnotations3D", with_bbox_3d=True, with_label_3d=True, with_attr_label=False),
+    # The public config has reverse_angle=True, which turns the boxes away from the images.
+    dict(
+        type="GlobalRotScaleTransImage",
+        rot_range=[-0.3925, 0.3925],
+        scale_ratio_range=[0.95, 1.05],
+        translation_std=[0, 0, 0],
+        reverse_angle=False,
+    ),
+    dict(type="ObjectRangeFilter", point_cloud_range=point_cloud_range),
+    dict(type="ObjectNameFilter", classes=class_names),
+    dict(type="ResizeCropFlipImage", data_aug_conf=ida_aug_conf, training=True),
+    dict(type="NormalizeMultiviewImage", **img_norm_cfg),
+    dict(type="PadMultiViewImage", size_divisor=32),
+    dict(type="DefaultFormatBundle3D", class_names=class_names),
+    dict(
+        type="Collect3D",
+        keys=["img", "gt_bboxes_3d", "gt_labels_3d"],
+        meta_keys=(*meta_keys, "gt_bboxes_3d", "gt_labels_3d"),
+    ),
+]
+test_pipeline = [
+    dict(type="LoadMultiViewImageFromFiles"),
+    dict(
+        type="MultiScaleFlipAug3D",
+        img_scale=(1333, 800),
+        pts_scale_ratio=1,
+        flip=False,
+        transforms=[
+            dict(type="ResizeCropFlipImage", data_aug_conf=ida_aug_conf, training=False),
+            dict(type="NormalizeMultiviewImage", **img_norm_cfg),
+            dict(type="PadMultiViewImage", size_divisor=32),
+            dict(type="DefaultFormatBundle3D", class_names=class_names, with_label=False),
+            dict(type="Collect3D", keys=["img"], meta_keys=meta_keys),
+        ],
+    ),
+]
+data = dict(
+    samples_per_gpu=2,
+    workers_per_gpu=6,
+    train=dict(
+        type="CBGSDataset",
+        dataset=dict(
+            type=dataset_type,
+            data_root=data_root,
+            ann_file=data_root + "nuscenes_infos_train.pkl",
+            pipeline=train_pipeline,
+            classes=class_names,
+            modality=input_modality,
+            test_mode=False,
+            box_type_3d="LiDAR",
+        ),
+    ),
+    val=dict(
+        type=dataset_type,
+        data_root=data_root,
+        ann_file=data_root + "nuscenes_infos_val.pkl",
+        pipeline=test_pipeline,
+        classes=class_names,
+        modality=input_modality,
+        test_mode=True,
+        box_type_3d="LiDAR",
+    ),
+)
+
+optimizer = dict(
+    type="AdamW",
+    lr=1e-4,
+    paramwise_cfg=dict(
+        custom_keys=dict(
+            img_backbone=dict(lr_mult=0.01, decay_mult=5),
+            img_neck=dict(lr_mult=0.1),
+        )
+    ),
+    weight_decay=0.01,
+)
+optimizer_config = dict(
+    type="CustomFp16OptimizerHook",
+    loss_scale="dynamic",
+    grad_clip=dict(max_norm=35, norm_type=2),
+)
+lr_config = dict(policy="cyclic", target_ratio=(8, 1e-4), cyclic_times=1, step_ratio_up=0.4)
+momentum_config = dict(
+    policy="cyclic", target_ratio=(0.8947368421052632, 1), cyclic_times=1, step_ratio_up=0.4
+)
+total_epochs = 20
+seed = 0
+evaluation = dict(rungs=[1.0], val_shares=[1.0])
+log_config = dict(interval=50)
+checkpoint_config = dict(interval=1000)
+load_from = "ckpts/fcos3d_vovnet_imgbackbone-remapped.pth"
+work_dir = "work_dirs/cmt_camera_vov_1600x640_cbgs"

@@ -1,0 +1,122 @@
+"""Whether a config reads, loads and masks the same sensors, before anything is built."""
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from mmcv import Config
+
+from aqr_model.preflight.reading import ConfigError
+
+logger = logging.getLogger(__name__)
+
+_COLLECTED = {"lidar": "points", "camera": "img"}
+_LOADERS = {
+    "lidar": ("LoadPointsFromFile", "LoadPointsFromMultiSweeps"),
+    "camera": ("LoadMultiViewImageFromFiles",),
+}
+Fault = tuple[str, str]  # dotted key, what must hold there
+
+
+def require_agreeing_sensors(cfg: Config, splits: Sequence[str] = ("train", "val")) -> None:
+    """Refuse a config whose head reads other sensors than its data sets give.
+
+    What is asked for and read by nobody is a warning.
+
+    Args:
+        cfg: A config; ``import aqr_model`` must have registered the project's types.
+        splits: Keys of ``data`` to look at.
+
+    Raises:
+        ConfigError: With all faults, each with its key.
+    """
+    faults = list(sensor_faults(cfg, splits))
+    if faults:
+        raise ConfigError("\n".join(f"{key} {text}" for key, text in faults))
+    for key, text in idle_sensors(cfg, splits):
+        logger.warning("%s %s", key, text)
+
+
+def sensor_faults(cfg: Config, splits: Sequence[str] = ("train", "val")) -> Iterator[Fault]:
+    """Where the sensors of a config disagree."""
+    head, read = _head(cfg)
+    if len(read) == 1 and cfg.model.pts_bbox_head.get("enable_aqr"):
+        yield (
+            "model.pts_bbox_head.enable_aqr",
+            f"must be False for {head}: query routing weighs LiDAR against cameras, and this head"
+            f" reads {read[0]} alone. Take it out, or use CmtHead with both sensors.",
+        )
+    for place, dataset in _datasets(cfg, splits):
+        modality = dataset.get("modality") or {"use_lidar": True}
+        for sensor in read:
+            if not modality.get(f"use_{sensor}"):
+                yield (
+                    f"{place}.modality.use_{sensor}",
+                    f"must be True, because {head} reads {sensor}, but it is not.",
+                )
+        for key, step in _steps(dataset.get("pipeline", ()), f"{place}.pipeline"):
+            if step.get("type") == "Collect3D" and _sensors_of(step) != read:
+                yield (
+                    f"{key}.keys",
+                    f"must hold {_listed(read)} and nothing of another sensor, because {head} reads"
+                    f" {' and '.join(read)}, but they are {list(step.get('keys', ()))}.",
+                )
+            if step.get("type") == "ModalMask3D" and len(read) == 1:
+                yield (
+                    key,
+                    f"must not be there: ModalMask3D blanks one of two sensors, and {head} reads"
+                    f" {read[0]} alone. Take the step out.",
+                )
+
+
+def idle_sensors(cfg: Config, splits: Sequence[str] = ("train", "val")) -> Iterator[Fault]:
+    """What a config asks of sensors that its head does not read."""
+    head, read = _head(cfg)
+    for sensor in [sensor for sensor in _LOADERS if read and sensor not in read]:
+        for place, dataset in _datasets(cfg, splits):
+            if (dataset.get("modality") or {}).get(f"use_{sensor}"):
+                yield (
+                    f"{place}.modality.use_{sensor}",
+                    f"changes nothing: {head} reads no {sensor}.",
+                )
+            for key, step in _steps(dataset.get("pipeline", ()), f"{place}.pipeline"):
+                if step.get("type") in _LOADERS[sensor]:
+                    yield (
+                        key,
+                        f"({step['type']}) reads files for nothing: {head} reads no {sensor}.",
+                    )
+
+
+def _head(cfg: Config) -> tuple[str, tuple[str, ...]]:
+    """Type of the head and the sensors that it reads; none of a head that does not say."""
+    from mmdet.models.builder import HEADS
+
+    name = (cfg.get("model") or {}).get("pts_bbox_head", {}).get("type", "")
+    return name, getattr(HEADS.get(name), "sensors", ())
+
+
+def _datasets(cfg: Config, splits: Sequence[str]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Places and configs of data sets, taken out of wrappers such as CBGSDataset."""
+    if not _head(cfg)[1]:
+        return
+    for split in splits:
+        place, dataset = f"data.{split}", (cfg.get("data") or {}).get(split) or {}
+        while isinstance(dataset.get("dataset"), Mapping):
+            place, dataset = f"{place}.dataset", dataset["dataset"]
+        if dataset:
+            yield place, dataset
+
+
+def _steps(pipeline: Sequence[Any], place: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Places and configs of all steps, those inside other steps too."""
+    for i, step in enumerate(pipeline):
+        yield f"{place}.{i}", step
+        yield from _steps(step.get("transforms", ()), f"{place}.{i}.transforms")
+
+
+def _sensors_of(collect: Mapping[str, Any]) -> tuple[str, ...]:
+    return tuple(s for s, key in _COLLECTED.items() if key in collect.get("keys", ()))
+
+
+def _listed(sensors: Sequence[str]) -> str:
+    return " and ".join(repr(_COLLECTED[sensor]) for sensor in sensors)
