@@ -38,6 +38,7 @@ class Evaluator:
         val_share: float = 1.0,
         workdir: Path | None = None,
         keep_detections: bool = False,
+        bootstrap: int = 0,
         workers: Workers | None = None,
     ) -> dict[str, float]:
         """Score a model.
@@ -49,11 +50,12 @@ class Evaluator:
             val_share: Share of the validation scenes; always the same scenes.
             workdir: Folder for the devkit's summary; none by default.
             keep_detections: Write the detections there, too.
+            bootstrap: Draws of scenes for the standard error of NDS; 0 for none.
             workers: Processes that hold the same model; all must call it.
 
         Returns:
             ``val/nds``, ``val/map``, the five true-positive errors and ``val/ap/<class>``, the
-            same in all processes.
+            same in all processes; with ``bootstrap`` also ``val/nds_standard_error``.
 
         Raises:
             FloatingPointError: If a detection is not finite.
@@ -65,7 +67,12 @@ class Evaluator:
         scores = None
         if workers.is_main:
             found = [shares[i % workers.size][i // workers.size] for i in range(len(dataset))]
-            scores = dataset.evaluate(found, jsonfile_prefix=workdir, keep_results=keep_detections)
+            scores = dataset.evaluate(
+                found,
+                jsonfile_prefix=workdir,
+                keep_results=keep_detections,
+                bootstrap=bootstrap,
+            )
         return workers.from_main(scores)
 
     @torch.no_grad()
