@@ -15,6 +15,7 @@ from mmdet3d.models import build_model
 from aqr_model.engine.evaluator import Evaluator, set_epoch
 from aqr_model.engine.optim.precision import apply_precision, read_precision
 from aqr_model.engine.plan import budget_epochs
+from aqr_model.engine.weights.files import read_file
 from aqr_model.engine.weights.pretrained import load_pretrained
 from aqr_model.engine.weights.states import save_weights
 from aqr_model.preflight.reading import load_config
@@ -39,7 +40,8 @@ def publish(config: Path, weights: Path, out: Path) -> dict[str, Any]:
     cfg = load_config(config)
     model = build_model(cfg.model)
     load_pretrained(model, weights)
-    trained = torch.load(weights, map_location="cpu", weights_only=True)["meta"]
+    meta = read_file(weights).get("meta") or {}
+    trained = {key: meta.get(key) for key in ("step", "seed", "averaged")}
     save_weights(model.half(), out, **trained)
     model = build_model(cfg.model)
     load_pretrained(model, out)

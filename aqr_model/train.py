@@ -13,9 +13,9 @@ import typer
 from aqr_model.engine.distributed import launched
 from aqr_model.engine.loop import Halted, train
 from aqr_model.engine.optim.lr_schedule import require_known_policies
-from aqr_model.preflight.reading import load_config
+from aqr_model.engine.resuming import resume_path
+from aqr_model.preflight.options import TAKES_OPTIONS, CfgOptions, given_config
 from aqr_model.preflight.sensors import require_agreeing_sensors
-from aqr_model.preflight.types import require_known_types
 from aqr_model.report.reports import ConsoleReport, Report
 from aqr_model.report.user_errors import explained
 
@@ -24,27 +24,42 @@ __all__ = ["Halted", "Report", "train"]
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
-@app.command()
+@app.command(context_settings=TAKES_OPTIONS)
 @explained()
 def main(
+    context: typer.Context,
     config: Annotated[Path, typer.Argument(help="A training config, shipped or exported.")],
     work_dir: Annotated[Path | None, typer.Option(help="Default: the config's work_dir.")] = None,
-    resume: Annotated[bool, typer.Option(help="Go on from latest.pth of the folder.")] = False,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume", "--auto-resume", help="Go on from latest.pth of the folder, if it is there."
+        ),
+    ] = False,
+    seed: Annotated[int | None, typer.Option(help="Default: the config's seed.")] = None,
+    deterministic: Annotated[
+        bool, typer.Option("--deterministic", help="Only cuDNN's deterministic kernels.")
+    ] = False,
+    cfg_options: CfgOptions = None,
 ) -> None:
     """Train from a config and print its scores."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    cfg = load_config(config)
-    require_known_types(cfg)
+    cfg = given_config(config, cfg_options, context)
     require_known_policies(cfg)
     require_agreeing_sensors(cfg)
+    if seed is not None:
+        cfg.seed = seed
+    if deterministic:
+        cfg.deterministic = True
     folder = work_dir or Path(cfg.get("work_dir") or f"work_dirs/{config.stem}")
-    latest = folder / "latest.pth"
     with launched() as is_main:
+        if not is_main:
+            logging.getLogger().setLevel(logging.WARNING)  # one process tells what all do
         train(
             cfg,
             workdir=folder,
             report=ConsoleReport(folder) if is_main else None,
-            resume_from=latest if resume and latest.is_file() else None,
+            resume_from=resume_path(cfg, folder, resume=resume),
         )
 
 

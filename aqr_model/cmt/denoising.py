@@ -12,7 +12,7 @@ import torch
 from mmcv.parallel import DataContainer
 from torch import Tensor
 
-from aqr_model.cmt.loss.step_totals import current_totals
+from aqr_model.cmt.loss.step_totals import StepTotals, current_totals
 from aqr_model.cmt.position import PointRange
 
 
@@ -78,6 +78,15 @@ class DenoisingSpec:
                 f" {self.noise_scale}, {self.split})."
             )
 
+    def groups(self, largest: int, num_query: int) -> int:
+        """Groups of a batch.
+
+        Args:
+            largest: Boxes of its fullest sample.
+            num_query: Number of matching queries, which bounds that of denoising queries.
+        """
+        return min(self.max_groups, num_query // max(largest, 1))
+
 
 @dataclass(frozen=True, kw_only=True)
 class DenoisingQueries:
@@ -94,6 +103,7 @@ class DenoisingQueries:
     boxes: Tensor  # targets. [R, 9]
     labels: Tensor  # true classes. [R]
     is_background: Tensor  # the noise was too large to still call it the class. [R]
+    num_in_step: int  # real queries of all batches of the optimizer step; R if it has one
 
     @property
     def num_slots(self) -> int:
@@ -138,8 +148,8 @@ def make_queries(
 ) -> DenoisingQueries | None:
     """Make the denoising queries of a batch.
 
-    The number of groups and of slots in a group follows from the sample with most boxes; inside
-    `counted_over`, from that of the whole step, so that the parts of a step agree on them.
+    The number of groups and of slots in a group follows from the sample with most boxes: of the
+    batch, or inside `counted_over`, if its totals ask for equal slots, of the whole step.
 
     Args:
         truths: One for each sample.
@@ -153,9 +163,11 @@ def make_queries(
     counts = [len(truth.labels) for truth in truths]
     if not sum(counts):
         return None
-    totals = current_totals()
-    largest = max(counts) if totals is None else totals.largest
-    groups = min(spec.max_groups, num_query // largest)
+    totals = current_totals() or StepTotals.of_batch(
+        num_samples=len(truths), boxes=sum(counts), largest=max(counts)
+    )
+    largest = totals.largest_of(max(counts))
+    groups = spec.groups(largest, num_query)
     if not groups:
         return None
     boxes = torch.cat([truth.boxes for truth in truths]).repeat(groups, 1)
@@ -181,6 +193,10 @@ def make_queries(
         boxes=boxes,
         labels=labels,
         is_background=noise.norm(dim=1) > spec.split,
+        num_in_step=sum(
+            boxes * spec.groups(totals.largest_of(fullest), num_query)
+            for boxes, fullest in totals.by_batch
+        ),
     )
 
 

@@ -91,6 +91,6 @@ lr_config = dict(policy="cyclic", target_ratio=(6, 0.001), cyclic_times=1, step_
 total_epochs = 2
 evaluation = dict(rungs=[0.25, 0.5, 1.0], val_shares=[0.5, 0.5, 1.0])
 log_config = dict(interval=10)
-checkpoint_config = dict(interval=100)
+checkpoint_config = dict(by_epoch=False, interval=100)
 load_from = "aqr_model/checkpoints/cmt_nano.pth"
 work_dir = "work_dirs/cmt_aqr_nano"

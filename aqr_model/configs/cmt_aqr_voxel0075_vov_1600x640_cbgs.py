@@ -163,5 +163,6 @@ optimizer = dict(
 lr_config = dict(policy="cyclic", target_ratio=(6, 0.001), cyclic_times=1, step_ratio_up=0.3)
 momentum_config = dict(step_ratio_up=0.1)
 total_epochs = 1
+object_sampling_until_epoch = None
 load_from = "ckpts/cmt_vov.pth"
 work_dir = "work_dirs/cmt_aqr_voxel0075_vov_1600x640_cbgs"

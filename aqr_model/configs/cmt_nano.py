@@ -271,6 +271,6 @@ total_epochs = 18
 seed = 0
 evaluation = dict(rungs=[0.25, 0.5, 0.75, 1.0], val_shares=[0.5, 0.5, 1.0, 1.0])
 log_config = dict(interval=50)
-checkpoint_config = dict(interval=1000)
+checkpoint_config = dict(by_epoch=False, interval=1000)
 load_from = None
 work_dir = "work_dirs/cmt_nano"

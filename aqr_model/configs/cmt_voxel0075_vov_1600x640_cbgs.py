@@ -1,5 +1,5 @@
-# The plain public CMT with VoVNet-99, 1600x640 images and 0.075 m voxels, trained from scratch.
-# The public recipe takes UnifiedObjectSample out of the pipeline for its last 5 epochs of 20.
+# The plain public CMT with VoVNet-99, 1600x640 images and 0.075 m voxels, from an image backbone
+# pretrained for monocular 3D detection. The last 5 of the 20 epochs are without object sampling.
 plugin = True
 plugin_dir = "projects/mmdet3d_plugin/"  # its types are registered by `import aqr_model`
 point_cloud_range = [-54.0, -54.0, -5.0, 54.0, 54.0, 3.0]
@@ -314,9 +314,10 @@ momentum_config = dict(
     policy="cyclic", target_ratio=(0.8947368421052632, 1), cyclic_times=1, step_ratio_up=0.4
 )
 total_epochs = 20
+object_sampling_until_epoch = 15
 seed = 0
 evaluation = dict(rungs=[1.0], val_shares=[1.0])
 log_config = dict(interval=50)
-checkpoint_config = dict(interval=1000)
-load_from = None
+checkpoint_config = dict(by_epoch=False, interval=1000)
+load_from = "ckpts/fcos3d_vovnet_imgbackbone-remapped.pth"
 work_dir = "work_dirs/cmt_voxel0075_vov_1600x640_cbgs"

@@ -1,6 +1,6 @@
-# The plain public CMT with ResNet-50, 800x320 images and 0.1 m voxels, trained from scratch. 108 m
-# in 0.1 m voxels are 1080 cells, the grid has 1024: the public checkpoint was trained so, and keeps
-# it. The public recipe takes UnifiedObjectSample out of the pipeline for its last 5 epochs of 20.
+# The plain public CMT with ResNet-50, 800x320 images and 0.1 m voxels, from an image backbone
+# pretrained on nuImages. 108 m in 0.1 m voxels are 1080 cells, the grid has 1024: the public
+# checkpoint was trained so, and keeps it. The last 5 of the 20 epochs are without object sampling.
 plugin = True
 plugin_dir = "projects/mmdet3d_plugin/"  # its types are registered by `import aqr_model`
 point_cloud_range = [-54.0, -54.0, -5.0, 54.0, 54.0, 3.0]
@@ -317,9 +317,10 @@ momentum_config = dict(
     policy="cyclic", target_ratio=(0.8947368421052632, 1), cyclic_times=1, step_ratio_up=0.4
 )
 total_epochs = 20
+object_sampling_until_epoch = 15
 seed = 0
 evaluation = dict(rungs=[1.0], val_shares=[1.0])
 log_config = dict(interval=50)
-checkpoint_config = dict(interval=1000)
-load_from = None
+checkpoint_config = dict(by_epoch=False, interval=1000)
+load_from = "ckpts/nuim_r50.pth"
 work_dir = "work_dirs/cmt_voxel0100_r50_800x320_cbgs"

@@ -14,6 +14,8 @@ import torch
 from mmcv.parallel import collate, scatter
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from aqr_model.engine.object_sampling import SamplingUntil
+
 _MASK = 2**64 - 1
 
 
@@ -102,12 +104,14 @@ class Split:
 class _SeededSamples(Dataset):
     """A dataset whose draws are addressed by (step, place, index) and seeded by them."""
 
-    def __init__(self, dataset: Dataset, seed: int) -> None:
+    def __init__(self, dataset: Dataset, seed: int, sampling_stop: int | None) -> None:
         self.dataset = dataset
         self.seed = seed
+        self.sampling = SamplingUntil(dataset, sampling_stop)
 
     def __getitem__(self, address: tuple[int, int, int]) -> Any:
         step, place, index = address
+        self.sampling.set(step)
         seed_everything(self.seed, 1, step, place)
         sample = self.dataset[index]
         if isinstance(sample, dict) and "img_metas" in sample:
@@ -145,6 +149,7 @@ def training_batches(
     parts: int = 1,
     rank: int = 0,
     num_ranks: int = 1,
+    sampling_stop: int | None = None,
 ) -> DataLoader:
     """Collated batches of the steps ``start`` to ``stop - 1``, ``parts`` for each.
 
@@ -158,10 +163,11 @@ def training_batches(
         parts: Batches that a process accumulates in a step.
         rank: Of this process; it gets its share of each step.
         num_ranks: Processes.
+        sampling_stop: First step without object sampling; None never leaves it out.
     """
     split = Split(batch_size=batch_size, parts=parts, rank=rank, num_ranks=num_ranks)
     return DataLoader(
-        _SeededSamples(dataset, seed),
+        _SeededSamples(dataset, seed, sampling_stop),
         batch_sampler=_PartSampler(len(dataset), split, seed, range(start, stop)),
         num_workers=num_workers,
         collate_fn=lambda samples: collate(samples, samples_per_gpu=split.batch_size),

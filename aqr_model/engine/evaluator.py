@@ -47,6 +47,7 @@ class Evaluator:
         val_share: float = 1.0,
         workdir: Path | None = None,
         keep_detections: bool = False,
+        bootstrap: int = 0,
         workers: Workers | None = None,
     ) -> dict[str, float]:
         """Score a model.
@@ -58,11 +59,12 @@ class Evaluator:
             val_share: Share of the validation scenes; always the same scenes.
             workdir: Folder for the devkit's summary; none by default.
             keep_detections: Write the detections there, too.
+            bootstrap: Draws of scenes for the standard error of NDS; 0 for none.
             workers: Processes that hold the same model; all must call it.
 
         Returns:
             ``val/nds``, ``val/map``, the five true-positive errors and ``val/ap/<class>``, the
-            same in all processes.
+            same in all processes; with ``bootstrap`` also ``val/nds_standard_error``.
 
         Raises:
             FloatingPointError: If a detection is not finite.
@@ -71,7 +73,12 @@ class Evaluator:
         workers = workers or Workers()
         scores, found = None, self._detect_all(model, dataset, workers)
         if workers.is_main:
-            scores = dataset.evaluate(found, jsonfile_prefix=workdir, keep_results=keep_detections)
+            scores = dataset.evaluate(
+                found,
+                jsonfile_prefix=workdir,
+                keep_results=keep_detections,
+                bootstrap=bootstrap,
+            )
         return workers.from_main(scores)
 
     def write(self, model: nn.Module, folder: Path, *, workers: Workers | None = None) -> Path:

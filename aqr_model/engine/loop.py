@@ -1,5 +1,6 @@
 """The training loop: build, step, save, score at the rungs, report."""
 
+import logging
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
@@ -18,14 +19,19 @@ from aqr_model.cmt.loss.step_totals import StepTotals
 from aqr_model.engine.batches import Split, seed_everything, to_device, training_batches
 from aqr_model.engine.distributed import Workers, local_device, together, without_exchange
 from aqr_model.engine.evaluator import set_epoch
+from aqr_model.engine.hooks import AVERAGED_KEY, idle_settings
 from aqr_model.engine.nonfinite import require_finite
+from aqr_model.engine.object_sampling import sampling_epochs
 from aqr_model.engine.optim.precision import overflow_reason
-from aqr_model.engine.plan import Plan, Rung, make_plan
-from aqr_model.engine.setup import Run, build_detector, build_run, require_gradients, restore, save
+from aqr_model.engine.plan import Plan, Rung, equal_denoising_slots, make_plan
+from aqr_model.engine.resuming import require_no_resume, restore, save
+from aqr_model.engine.setup import Run, build_detector, build_run, require_gradients
 from aqr_model.engine.weights.states import previous_of, save_weights
 from aqr_model.report.reports import Report
 
 __all__ = ["Halted", "Plan", "Report", "Rung", "build_detector", "make_plan", "total_loss", "train"]
+
+logger = logging.getLogger(__name__)
 
 
 class Halted(Exception):
@@ -61,14 +67,19 @@ def train(
             end.
 
     Raises:
+        PlanError: If the config asks for what cannot be done.
         Halted: If ``halts`` said so; a resume goes on from the same step.
         FloatingPointError: If a loss or a gradient is not finite; the weights are not touched by
             it.
         CheckpointError: If a checkpoint does not fit.
         WorkerFailed: In the processes that did not fail themselves; the group is gone then.
     """
+    if resume_from is None:
+        require_no_resume(cfg)
     if cfg.get("num_threads"):
         torch.set_num_threads(cfg.num_threads)
+    if cfg.get("deterministic"):  # what mmcv's tools mean by it
+        torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
     cv2.setNumThreads(1)  # the cores belong to torch and to the loading processes
     # Torch's setting does not reach NumPy's and SciPy's libraries.
     with threadpool_limits(cfg.get("num_threads")), together() as workers:
@@ -86,6 +97,7 @@ def _train(
 ) -> None:
     device, seed = local_device(), int(cfg.get("seed") or 0)
     seed_everything(seed, 0)
+    equal_slots, sampled = equal_denoising_slots(cfg), sampling_epochs(cfg)
     num_parts = (cfg.get("optimizer_config") or {}).get("cumulative_iters", 1)
     split = Split(
         batch_size=cfg.data.samples_per_gpu,
@@ -95,6 +107,9 @@ def _train(
     )
     dataset = build_dataset(cfg.data.train)
     plan = make_plan(cfg, len(dataset), num_parts=split.parts * split.num_ranks)
+    if workers.is_main:
+        for said in idle_settings(cfg):
+            logger.warning("%s", said)
     run = build_run(cfg, plan, workers, device, workdir, report)
     start, rungs_done = restore(run, resume_from)
     batches = training_batches(
@@ -107,12 +122,15 @@ def _train(
         seed=seed,
         start=start,
         stop=plan.total_steps,
+        sampling_stop=None if sampled is None else round(sampled * plan.steps_per_epoch),
     )
-    # A rung whose score the last attempt did not hand over is due before the first step.
-    rungs_done = _score_due(run, start, rungs_done)
+    with run.progress.paused():
+        # A rung whose score the last attempt did not hand over is due before the first step.
+        rungs_done = _score_due(run, start, rungs_done)
     for step, parts in enumerate(_grouped(batches, split.parts), start=start):
         # What the losses divide by is known before: it is counted over all parts and processes.
-        counts, told = zip(*workers.gather((_count(parts, run.model), halts())), strict=True)
+        own = _count(parts, run.model, equal_slots=equal_slots)
+        counts, told = zip(*workers.gather((own, halts())), strict=True)
         if any(told):
             save(run, step, rungs_done)
             raise Halted(f"told to end before step {step + 1}; the state is saved")
@@ -143,12 +161,16 @@ def _train(
         run.monitor.after_backward(step)
         run.scaler.step(run.optimizer)
         run.scaler.update()
+        run.averaged.update(step)
         run.progress.record(step, terms, mean_loss, norm)
-        if (step + 1) % plan.checkpoint_interval == 0:
-            save(run, step + 1, rungs_done)
-        rungs_done = _score_due(run, step + 1, rungs_done)
+        with run.progress.paused():
+            if (step + 1) % plan.checkpoint_interval == 0:
+                save(run, step + 1, rungs_done)
+            rungs_done = _score_due(run, step + 1, rungs_done)
     if workers.is_main:
-        save_weights(run.model, workdir / "final.pth", step=plan.total_steps, seed=seed)
+        meta = {"step": plan.total_steps, "seed": seed, "averaged": run.averaged.acts}
+        with run.averaged.in_place():  # the weights that were scored
+            save_weights(run.model, workdir / "final.pth", **meta)
         # Nothing will write over the last state any more.
         previous_of(workdir / "latest.pth").unlink(missing_ok=True)
 
@@ -177,6 +199,7 @@ def _forward_backward(
             found = run.net(return_loss=True, step_totals=totals, **to_device(part, device))
             loss = total_loss(found) / len(parts)
             run.scaler.scale(loss).backward()
+        run.monitor.after_part(step)
         terms.append({name: _detached(value) for name, value in found.items()})
         losses.append(loss.detach())
     return terms, torch.stack(losses).sum()
@@ -186,12 +209,15 @@ def _grouped(batches: Iterable[Any], size: int) -> Iterator[tuple[Any, ...]]:
     return zip(*[iter(batches)] * size, strict=True)
 
 
-def _count(parts: Sequence[Mapping[str, Any]], model: nn.Module) -> StepTotals:
+def _count(
+    parts: Sequence[Mapping[str, Any]], model: nn.Module, *, equal_slots: bool
+) -> StepTotals:
     """Count the boxes of a process's batches."""
     head: Any = model.pts_bbox_head
     return StepTotals.count(
         [part["gt_labels_3d"].data[0] for part in parts],
         num_classes=sum(map(len, head.class_names)),
+        equal_slots=equal_slots,
     )
 
 
@@ -210,9 +236,12 @@ def _score_due(run: Run, step: int, rungs_done: int) -> int:
         # Saved before the score is handed over: if the process dies in between, the next attempt
         # scores this rung again, and nothing is lost.
         checkpoint = save(run, step, rungs_done)
-        metrics = run.evaluator.score(
-            run.model, val_share=rung.val_share, workdir=run.workdir, workers=run.workers
-        )
+        with run.averaged.in_place():
+            metrics = run.evaluator.score(
+                run.model, val_share=rung.val_share, workdir=run.workdir, workers=run.workers
+            )
+        if run.averaged.acts:
+            metrics[AVERAGED_KEY] = 1.0
         if run.report is not None:
             run.report.rung(
                 metrics,

@@ -40,7 +40,8 @@ class AqrMonitor:
     sample, number ``picture_sample`` (0 by default).
 
     Several processes: each builds a monitor and calls it. The statistics are those of the whole
-    batch, as one process with that batch would see them; rank 0 computes and reports them.
+    step, its accumulated batches and processes together, as one process with one large batch would
+    see them; rank 0 computes and reports them.
 
     Args:
         model: The detector; without AQR nothing is reported.
@@ -72,6 +73,7 @@ class AqrMonitor:
 
             self._pictures = Viewer(cfg)
             self._sample = self._pictures.index(str(cfg.get("picture_sample", 0)))
+        self._parts: list[Observed] = []
         self._norms: dict[str, float] | None = None
         self._handed_bytes = 0
 
@@ -79,6 +81,12 @@ class AqrMonitor:
         """Ask the head for its AQR tensors where this step is to be reported."""
         if self.interval:
             self.head.collect_aqr = self._is_due(step, self.interval)
+
+    def after_part(self, step: int) -> None:
+        """Keep what one of the batches of a step has shown, to be called after its backward."""
+        if self._is_due(step, self.interval):
+            self._parts.append(self._observe())
+            self.head.last_aqr = None  # the tensors can go
 
     def measure_gradients(self, step: int) -> None:
         """Note the gradient norms as they are now, to be called before they are clipped.
@@ -91,10 +99,10 @@ class AqrMonitor:
     def after_backward(self, step: int) -> None:
         """Report the step's statistics, histograms and gradient norms, and draw a due picture."""
         if self._is_due(step, self.interval):
-            parts = self.workers.to_main(self._observe())
+            by_rank = self.workers.to_main(self._parts)
             if self.report is not None:
-                self._report(parts, step)
-            self.head.collect_aqr, self.head.last_aqr = False, None  # the tensors can go
+                self._report([part for parts in by_rank for part in parts], step)
+            self.head.collect_aqr, self._parts = False, []
         if self._pictures is not None and self._is_due(step, self.picture_interval):
             self._draw(step)
 

@@ -8,6 +8,10 @@ from typing import Any
 from mmcv import Config
 
 
+class PlanError(ValueError):
+    """A setting of a training that cannot be followed, with what to write."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Rung:
     """A point of the training at which it is scored.
@@ -55,11 +59,24 @@ def budget_epochs(cfg: Config) -> float:
     return float(cfg.get("total_epochs") or (cfg.get("runner") or {}).get("max_epochs") or 0)
 
 
+def equal_denoising_slots(cfg: Config) -> bool:
+    """Whether all batches of a step have as many denoising slots: ``denoising_slots = "step"``.
+
+    Raises:
+        PlanError: If it is neither "step" nor "batch", the default.
+    """
+    slots = cfg.get("denoising_slots") or "batch"
+    if slots not in ("batch", "step"):
+        raise PlanError(f"`denoising_slots` must be 'batch' or 'step', but got {slots!r}")
+    return slots == "step"
+
+
 def make_plan(cfg: Config, num_samples: int, *, num_parts: int = 1) -> Plan:
     """Turn epochs and fractions into optimizer steps.
 
-    A config without ``evaluation.rungs`` is read as mmcv reads it: ``evaluation.interval`` and
-    ``checkpoint_config.interval`` are epochs. With rungs, checkpoints come every so many steps.
+    Intervals are read as mmcv reads them: ``checkpoint_config.interval`` and, without
+    ``evaluation.rungs``, ``evaluation.interval`` count epochs. With ``by_epoch=False`` beside it,
+    or ``runner.type='IterBasedRunner'``, an interval counts steps.
 
     Args:
         cfg: A training config.
@@ -67,43 +84,66 @@ def make_plan(cfg: Config, num_samples: int, *, num_parts: int = 1) -> Plan:
         num_parts: Batches of ``samples_per_gpu`` in a step: processes times accumulated batches.
 
     Raises:
-        ValueError: If a budget or a rung is out of range.
+        PlanError: If a budget or a rung is out of range.
     """
     per_step = cfg.data.samples_per_gpu * num_parts
     per_epoch = num_samples // per_step
     epochs = budget_epochs(cfg)
     total = round(epochs * per_epoch)
     if total < 1:
-        raise ValueError(
-            f"the budget must be at least one step, but got (total_epochs={epochs}, "
-            f"samples={num_samples}, samples_per_gpu={cfg.data.samples_per_gpu}, "
-            f"batches in a step={num_parts})"
-        )
-    checkpoints = cfg.get("checkpoint_config") or {}
-    in_epochs = checkpoints.get("by_epoch", "rungs" not in (cfg.get("evaluation") or {}))
-    interval = checkpoints.get("interval", 1) * (per_epoch if in_epochs else 1)
+        raise PlanError(_no_budget(cfg, num_samples, num_parts))
+    checkpoints, evaluation = cfg.get("checkpoint_config") or {}, cfg.get("evaluation") or {}
+    interval = checkpoints.get("interval", 1) * (per_epoch if _in_epochs(checkpoints, cfg) else 1)
+    in_epochs = 1.0 if _in_epochs(evaluation, cfg) else per_epoch
     return Plan(
         samples_per_step=per_step,
         steps_per_epoch=per_epoch,
         total_steps=total,
         total_epochs=epochs,
-        rungs=_rungs(cfg.get("evaluation") or {}, epochs, total),
+        rungs=_rungs(evaluation, epochs, total, evaluation.get("interval", 1) / in_epochs),
         log_interval=(cfg.get("log_config") or {}).get("interval", 50),
-        checkpoint_interval=max(1, round(interval)),
+        # mmcv's -1 means never; the rungs and the end are saved in any case.
+        checkpoint_interval=max(1, round(interval)) if interval > 0 else total,
     )
 
 
-def _rungs(evaluation: Mapping[str, Any], epochs: float, total: int) -> tuple[Rung, ...]:
+def _in_epochs(settings: Mapping[str, Any], cfg: Config) -> bool:
+    """Whether an interval counts epochs, as mmcv decides it."""
+    by_iterations = (cfg.get("runner") or {}).get("type") == "IterBasedRunner"
+    return bool(settings.get("by_epoch", not by_iterations))
+
+
+def _no_budget(cfg: Config, num_samples: int, num_parts: int) -> str:
+    per_epoch = num_samples / (cfg.data.samples_per_gpu * num_parts)
+    iterations = (cfg.get("runner") or {}).get("max_iters")
+    if iterations and not budget_epochs(cfg) and per_epoch >= 1:
+        parts = (cfg.get("optimizer_config") or {}).get("cumulative_iters", 1)
+        epochs = iterations / parts / int(per_epoch)
+        return (
+            f"a training is as long as `total_epochs` says, and `runner.max_iters` is not read. "
+            f"{iterations} iterations of this config are {epochs:g} epochs of its {num_samples} "
+            f"samples: write `total_epochs = {epochs:g}`"
+        )
+    return (
+        f"the budget must be at least one step, but got (total_epochs={budget_epochs(cfg)}, "
+        f"samples={num_samples}, samples_per_gpu={cfg.data.samples_per_gpu}, "
+        f"batches in a step={num_parts})"
+    )
+
+
+def _rungs(
+    evaluation: Mapping[str, Any], epochs: float, total: int, interval: float
+) -> tuple[Rung, ...]:
     if "rungs" in evaluation:
         fractions = list(evaluation["rungs"])
     else:
-        fractions = _each_epoch(evaluation.get("interval", 1), epochs)
+        fractions = _each_epoch(interval, epochs)
     shares = list(evaluation.get("val_shares", [1.0] * len(fractions)))
     rising = all(a < b for a, b in itertools.pairwise(fractions))
     if not fractions or not rising or fractions[0] <= 0 or fractions[-1] != 1.0:
-        raise ValueError(f"evaluation.rungs must rise from above 0 to 1.0, but got {fractions}")
+        raise PlanError(f"evaluation.rungs must rise from above 0 to 1.0, but got {fractions}")
     if len(shares) != len(fractions) or shares[-1] != 1.0:
-        raise ValueError(
+        raise PlanError(
             f"evaluation.val_shares must give one share a rung, the last 1.0, but got {shares}"
         )
     return tuple(
@@ -115,7 +155,7 @@ def _rungs(evaluation: Mapping[str, Any], epochs: float, total: int) -> tuple[Ru
 def _each_epoch(interval: float, epochs: float) -> list[float]:
     """Fractions of the budget after every so many epochs, and at its end."""
     if interval <= 0:
-        raise ValueError(f"evaluation.interval must be above 0 epochs, but got {interval}")
+        raise PlanError(f"evaluation.interval must be above 0, but got {interval}")
     count = int(epochs / interval)
     inside = [i * interval / epochs for i in range(1, count + 1)]
     return [fraction for fraction in inside if fraction < 1.0] + [1.0]

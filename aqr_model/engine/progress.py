@@ -2,7 +2,8 @@
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import torch
@@ -67,6 +68,13 @@ class Progress:
             self._skipped += 1
         if (step + 1) % self.plan.log_interval == 0 or step + 1 == self.plan.total_steps:
             self._flush(step)
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leave what happens inside, such as scoring, out of the seconds of a step."""
+        start = time.perf_counter()
+        yield
+        self._since += time.perf_counter() - start
 
     def _begin(self) -> None:
         self._sums: dict[str, Tensor] = {}

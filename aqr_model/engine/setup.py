@@ -1,4 +1,4 @@
-"""What a training works with: built from its config, taken up from a checkpoint, saved to one."""
+"""What a training works with, built from its config."""
 
 import logging
 from dataclasses import dataclass
@@ -12,6 +12,7 @@ from torch import nn
 
 from aqr_model.engine.distributed import Workers
 from aqr_model.engine.evaluator import Evaluator
+from aqr_model.engine.hooks import Averaged, averaging_hook
 from aqr_model.engine.monitor import AqrMonitor
 from aqr_model.engine.optim.freezing import Frozen
 from aqr_model.engine.optim.lr_schedule import Schedule
@@ -19,9 +20,7 @@ from aqr_model.engine.optim.param_groups import Rates, make_optimizer
 from aqr_model.engine.optim.precision import Precision, apply_precision, make_scaler, read_precision
 from aqr_model.engine.plan import Plan
 from aqr_model.engine.progress import Progress
-from aqr_model.engine.weights.files import CheckpointError
-from aqr_model.engine.weights.pretrained import load_pretrained
-from aqr_model.engine.weights.states import TrainState, read_newest, save_state
+from aqr_model.engine.weights.pretrained import Wanted, load_pretrained
 from aqr_model.report.reports import Report
 
 logger = logging.getLogger(__name__)
@@ -32,9 +31,7 @@ def build_detector(cfg: Config) -> nn.Module:
     model = build_model(cfg.model, train_cfg=cfg.get("train_cfg"), test_cfg=cfg.get("test_cfg"))
     model.init_weights()
     if cfg.get("load_from"):
-        fresh = load_pretrained(model, Path(cfg.load_from))
-        if fresh:
-            logger.info("%d AQR entries start from their initial values", len(fresh))
+        load_pretrained(model, Path(cfg.load_from), Wanted.of_config(cfg))
     return model
 
 
@@ -49,6 +46,7 @@ class Run:
     optimizer: torch.optim.Optimizer
     precision: Precision
     scaler: torch.amp.GradScaler
+    averaged: Averaged
     rates: Rates
     plan: Plan
     workers: Workers
@@ -81,6 +79,7 @@ def build_run(
         if report is None:
             raise ValueError("the process of rank 0 must have a report")
         workdir.mkdir(parents=True, exist_ok=True)
+    hook = averaging_hook(cfg)
     model = build_detector(cfg).to(device)
     precision = read_precision(cfg)
     apply_precision(model, precision)
@@ -108,6 +107,7 @@ def build_run(
         optimizer=optimizer,
         precision=precision,
         scaler=scaler,
+        averaged=Averaged(model, hook),
         rates=rates,
         plan=plan,
         workers=workers,
@@ -123,42 +123,6 @@ def build_run(
         workdir=workdir,
         report=own,
     )
-
-
-def restore(run: Run, resume_from: Path | None) -> tuple[int, int]:
-    """Go back to a checkpoint; return its step and how many rungs are reported."""
-    if resume_from is None:
-        return 0, 0
-    state = read_newest(resume_from)
-    steps = run.workers.gather(state.step)
-    if len(set(steps)) > 1:
-        raise CheckpointError(f"all processes must read the same checkpoint, but got steps {steps}")
-    if state.samples_per_step not in (None, run.plan.samples_per_step):
-        raise CheckpointError(
-            f"{resume_from} counts steps of {state.samples_per_step} samples, but this training "
-            f"has {run.plan.samples_per_step} (samples_per_gpu x cumulative_iters x processes); "
-            "resume it with the same number, on however many devices"
-        )
-    run.model.load_state_dict(state.model)
-    run.optimizer.load_state_dict(state.optimizer)
-    run.scaler.load_state_dict(state.scaler)
-    return state.step, state.rungs_reported
-
-
-def save(run: Run, step: int, rungs_done: int) -> Path:
-    """Write the state of rank 0, from which all others follow."""
-    path = run.workdir / "latest.pth"
-    if run.workers.is_main:
-        state = TrainState(
-            step=step,
-            model=run.model.state_dict(),
-            optimizer=run.optimizer.state_dict(),
-            rungs_reported=rungs_done,
-            scaler=run.scaler.state_dict(),
-            samples_per_step=run.plan.samples_per_step,
-        )
-        save_state(state, path)
-    return path
 
 
 def require_gradients(run: Run) -> None:

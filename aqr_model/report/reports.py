@@ -58,11 +58,12 @@ class ConsoleReport:
     ) -> None:
         """Print and keep a score."""
         logger.info(
-            "%.0f %% of the budget, %.0f %% of the validation scenes: NDS %.4f  mAP %.4f",
+            "%.0f %% of the budget, %.0f %% of the validation scenes: NDS %.4f  mAP %.4f%s",
             100 * fraction,
             100 * val_share,
             metrics["val/nds"],
             metrics["val/map"],
+            "  (averaged weights)" if "val/averaged_weights" in metrics else "",
         )
         self._append({"step": step, "fraction": fraction, "val_share": val_share, **metrics})
 

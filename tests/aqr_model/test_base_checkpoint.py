@@ -29,9 +29,8 @@ def held_out(tmp_path_factory) -> Path:
     return root
 
 
-def test_it_is_small_and_good_enough():
+def test_it_is_small():
     assert CHECKPOINT.stat().st_size < 5e6
-    assert RECORD["scores"]["val/nds"] >= 0.40
 
 
 def test_it_scores_what_its_record_says(held_out):
@@ -41,6 +40,7 @@ def test_it_scores_what_its_record_says(held_out):
     model = build_model(cfg.model)
     assert load_pretrained(model, CHECKPOINT) == ()
     scores = Evaluator(cfg, device=torch.device("cpu")).score(model)
+    assert scores["val/nds"] >= 0.40, "good enough to start from"
     # Another processor rounds differently, which can move a detection across a threshold.
     for name, value in RECORD["scores"].items():
         assert scores[name] == pytest.approx(value, abs=0.01), name

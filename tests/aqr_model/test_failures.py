@@ -35,8 +35,8 @@ def test_options_are_still_shown():
 
 
 def test_other_errors_keep_their_traceback(monkeypatch):
-    def fail(path):
+    def fail(*given):
         raise KeyError("of ours")
 
-    monkeypatch.setattr(train, "load_config", fail)
+    monkeypatch.setattr(train, "given_config", fail)
     assert isinstance(CliRunner().invoke(train.app, [NANO]).exception, KeyError)

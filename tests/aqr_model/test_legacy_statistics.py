@@ -28,11 +28,27 @@ def test_some_camera_nearly_always_sees_the_range_s_corner():
     assert visible.any(dim=1).float().mean() > 0.95
 
 
-def test_features_have_the_share_that_they_claim():
-    bev, camera = legacy.random_features(1, 8, torch.Generator().manual_seed(0))
-    assert (bev > 0).float().mean().item() == pytest.approx(legacy.POSITIVE_SHARE, abs=0.01)
-    assert bev.min() == 0
-    assert (camera < 0).float().mean().item() == pytest.approx(0.5, abs=0.01)
+@pytest.mark.parametrize(
+    ("clamp", "residual", "logged_bev", "logged_camera"),
+    [(1.5, 0.7, 0.070, 0.333), (2.5, 0.6, 0.106, 0.361)],
+)
+def test_one_share_of_empty_cells_explains_two_runs(
+    monkeypatch, clamp, residual, logged_bev, logged_camera
+):
+    """The relative change counts the cells that are not empty: a quarter more of them would show.
+
+    The share was read off the first run; the second one, with another clamp and residual, has the
+    same data.
+    """
+    settings = {
+        "renderer_config.max_weight_clamp": clamp,
+        "modulator_config.residual_weight": residual,
+    }
+    monkeypatch.setattr(legacy, "OVERRIDES", {**legacy.OVERRIDES, **settings})
+    (found,) = legacy.batch_statistics(legacy.build_legacy_head(0), [1400], batch=2, seed=0)
+    assert found["aqr/modulation_effect_bev/relative_change"] == pytest.approx(logged_bev, rel=0.15)
+    change = found["aqr/modulation_effect_pers/relative_change"]
+    assert change == pytest.approx(logged_camera, rel=0.25)
 
 
 def test_an_untrained_legacy_head_shows_the_log_s_numbers():

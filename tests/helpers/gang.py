@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 NUM_RANKS = 2
-TIMEOUT_S = 240
+TIMEOUT_S = 480
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +106,7 @@ def _train(job: Job, rank: int) -> dict:
     from aqr_model.engine import loop as training
     from aqr_model.preflight.reading import load_config
 
-    report = Recorder(job.stop_at) if rank == 0 else None
+    report = Recorder(job.stop_at)
     seen: dict = {"rungs": [], "logs": [], "error": None}
     plain, calls = training.total_loss, iter(range(10**6))
 
@@ -131,9 +131,7 @@ def _train(job: Job, rank: int) -> dict:
         seen["error"] = [type(error).__name__, str(error)]
     finally:
         training.total_loss = plain
-    if report is not None:
-        seen |= {"rungs": report.rungs, "logs": report.logs}
-    return seen
+    return seen | {"rungs": report.rungs, "logs": report.logs}
 
 
 def _main(task: dict) -> None:

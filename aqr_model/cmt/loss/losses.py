@@ -118,13 +118,9 @@ def denoising_losses(
     labels = torch.where(in_task & ~queries.is_background, local, num_classes)
     targets, weights = _drop_infinite(encode_boxes(queries.boxes), code_weights)
     weights = weights * in_task[:, None]
-    if totals is None:
-        totals = StepTotals.of_batch(num_samples=len(logits))
-        num_real = queries.num_real
-    else:
-        num_real = queries.num_groups * totals.num_boxes
-    average = totals.share(num_real * _SPHERE * split**3)
-    box_average = totals.share(num_real)
+    totals = totals or StepTotals.of_batch(num_samples=len(logits))
+    average = totals.share(queries.num_in_step * _SPHERE * split**3)
+    box_average = totals.share(queries.num_in_step)
     return [
         (
             loss_cls(layer_logits, labels, avg_factor=average),

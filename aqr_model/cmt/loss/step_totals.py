@@ -22,28 +22,38 @@ class StepTotals:
         num_batches: Parts of the step: batches of a process times processes.
         num_samples: Samples of all batches.
         boxes_of_class: Boxes by label; the first entry counts those of no class (-1).
-        largest: Most boxes of one sample.
+        by_batch: Of each batch its boxes, and those of its fullest sample.
+        equal_slots: Whether all batches have the denoising slots that the fullest sample of the
+            step needs. Then the step gives the same gradients however it is split; else each batch
+            has the slots of its own fullest sample, as in the public code, and fewer queries.
     """
 
     num_batches: int
     num_samples: int
     boxes_of_class: tuple[int, ...]
-    largest: int
+    by_batch: tuple[tuple[int, int], ...]
+    equal_slots: bool = False
 
     @classmethod
-    def of_batch(cls, *, num_samples: int) -> "StepTotals":
+    def of_batch(cls, *, num_samples: int, boxes: int = 0, largest: int = 0) -> "StepTotals":
         """A step of one batch, whose boxes the caller has counted."""
-        return cls(num_batches=1, num_samples=num_samples, boxes_of_class=(), largest=0)
+        by_batch = ((boxes, largest),)
+        return cls(num_batches=1, num_samples=num_samples, boxes_of_class=(), by_batch=by_batch)
 
     @classmethod
     def count(
-        cls, batches: Sequence[Sequence[Tensor]], *, num_classes: int | None = None
+        cls,
+        batches: Sequence[Sequence[Tensor]],
+        *,
+        num_classes: int | None = None,
+        equal_slots: bool = False,
     ) -> "StepTotals":
         """Count labels.
 
         Args:
             batches: For each batch the labels of its samples. Each [G]
             num_classes: Of the detector; None for as many as there are.
+            equal_slots: See the attribute.
         """
         samples = [labels.cpu() for batch in batches for labels in batch]
         joined = torch.cat(samples) + 1
@@ -52,7 +62,8 @@ class StepTotals:
             num_batches=len(batches),
             num_samples=len(samples),
             boxes_of_class=tuple(counts.tolist()),
-            largest=max(len(labels) for labels in samples),
+            by_batch=tuple((sum(map(len, each)), max(map(len, each))) for each in batches),
+            equal_slots=equal_slots,
         )
 
     @classmethod
@@ -64,13 +75,17 @@ class StepTotals:
             boxes_of_class=tuple(
                 map(sum, zip(*(part.boxes_of_class for part in parts), strict=True))
             ),
-            largest=max(part.largest for part in parts),
+            by_batch=tuple(batch for part in parts for batch in part.by_batch),
+            equal_slots=parts[0].equal_slots,
         )
 
-    @property
-    def num_boxes(self) -> int:
-        """Boxes of all classes and of none."""
-        return sum(self.boxes_of_class)
+    def largest_of(self, own: int) -> int:
+        """Boxes of the fullest sample that decides on a batch's denoising slots.
+
+        Args:
+            own: Boxes of the batch's own fullest sample.
+        """
+        return max(largest for _, largest in self.by_batch) if self.equal_slots else own
 
     def boxes_of(self, first: int, num_classes: int) -> int:
         """Boxes of ``num_classes`` classes from ``first``."""

@@ -135,6 +135,7 @@ class CustomNuScenesDataset(NuScenesDataset):
         logger: Any = None,
         jsonfile_prefix: str | Path | None = None,
         keep_results: bool = True,
+        bootstrap: int = 0,
     ) -> dict[str, float]:
         """Score detections of all samples of this dataset, in its order.
 
@@ -144,6 +145,7 @@ class CustomNuScenesDataset(NuScenesDataset):
             logger: Unused; kept for mmdet3d's evaluation hooks.
             jsonfile_prefix: Folder for the results and the devkit's summary; none by default.
             keep_results: Write the results there, too, not the summary alone.
+            bootstrap: Draws of scenes for the standard error of NDS; 0 for none.
 
         Returns:
             Metrics as :func:`aqr_model.data.nuscenes.score.score_predictions` names them.
@@ -159,6 +161,7 @@ class CustomNuScenesDataset(NuScenesDataset):
             [info["token"] for info in self.data_infos],
             predictions,
             out_dir=jsonfile_prefix,
+            bootstrap=bootstrap,
         )
 
     def format_results(  # pyright: ignore[reportIncompatibleMethodOverride]  # fewer options

@@ -20,6 +20,7 @@ from nuscenes.eval.detection.data_classes import DetectionBox
 from nuscenes.eval.detection.evaluate import DetectionEval
 
 from aqr_model.data.errors import DataError
+from aqr_model.data.nuscenes.bootstrap import standard_error
 from aqr_model.data.nuscenes.results import class_ranges, detection_config
 from aqr_model.data.nuscenes.tables import fingerprint, open_tables, require_samples
 
@@ -41,6 +42,7 @@ def score_predictions(
     predictions: Mapping[str, Sequence[Result]],
     *,
     out_dir: str | Path | None = None,
+    bootstrap: int = 0,
 ) -> dict[str, float]:
     """Score predictions on some samples.
 
@@ -54,10 +56,12 @@ def score_predictions(
         predictions: Results by sample token, in nuScenes' form; an entry for every sample, empty
             where nothing was found, and for no other.
         out_dir: Folder for the devkit's summary; none by default.
+        bootstrap: Draws of scenes for the standard error of NDS, each as dear as the scoring; 0 for
+            none.
 
     Returns:
         ``val/nds``, ``val/map``, ``val/mate``, ``val/mase``, ``val/maoe``, ``val/mave``,
-        ``val/maae`` and ``val/ap/<class>``.
+        ``val/maae`` and ``val/ap/<class>``; with ``bootstrap`` also ``val/nds_standard_error``.
 
     Raises:
         DataError: If samples are missing, unknown or too full, or hold no ground truth.
@@ -72,7 +76,18 @@ def score_predictions(
         folder = Path(out_dir)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "metrics_summary.json").write_text(json.dumps(summary, indent=2))
-    return _named(summary)
+    metrics = _named(summary)
+    if bootstrap:
+        tables = open_tables(dataroot, version)
+        scenes = {token: tables.get("sample", token)["scene_token"] for token in tokens}
+        metrics["val/nds_standard_error"] = standard_error(
+            lambda *drawn: _InMemoryEval(*drawn).evaluate()[0].nd_score,
+            truth,
+            found,
+            scenes,
+            draws=bootstrap,
+        )
+    return metrics
 
 
 class _InMemoryEval(DetectionEval):

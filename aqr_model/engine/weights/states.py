@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from aqr_model.engine.weights.content import averaged_names
 from aqr_model.engine.weights.files import CheckpointError, read_file
 
 logger = logging.getLogger(__name__)
@@ -91,13 +92,26 @@ def read_state(path: Path) -> TrainState:
             "start the training anew"
         )
     if content.get("format") != _FORMAT or not all(name in content for name in names):
-        raise CheckpointError(f"{path} must be a training state, but holds {sorted(content)[:8]}")
+        raise CheckpointError(
+            f"{path} must be a training state that a training here has saved (latest.pth), but "
+            f"holds {sorted(content)[:8]}. If it holds weights, a training can start from them by "
+            "`load_from`"
+        )
     return TrainState(**{name: content[name] for name in names})
 
 
 def save_weights(model: nn.Module, path: Path, **meta: Any) -> None:
-    """Write weights alone, in the layout of mmcv's checkpoints."""
-    _write({"meta": meta, "state_dict": model.state_dict()}, path)
+    """Write weights alone, in the layout of mmcv's checkpoints, without buffers of an EMA hook.
+
+    Args:
+        model: What stands under its own names is written.
+        path: The file.
+        meta: What is told about them.
+    """
+    weights = model.state_dict()
+    for copy in averaged_names(weights):
+        weights.pop(copy, None)
+    _write({"meta": meta, "state_dict": weights}, path)
 
 
 def _write(content: dict[str, Any], path: Path, *, keeps_previous: bool = False) -> None:

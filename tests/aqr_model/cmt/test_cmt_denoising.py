@@ -3,6 +3,8 @@ import dataclasses
 import cmt_cases  # noqa: F401  (registers the parts)
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from aqr_model.cmt import denoising
 from aqr_model.cmt.denoising import DenoisingSpec, GroundTruth, attention_mask, make_queries
@@ -118,7 +120,7 @@ def test_seeded_noise_of_a_sample_does_not_depend_on_its_batch():
         return make_queries(chosen, num_query=20, spec=SPEC, point_range=RANGE)
 
     both = queries(*seeded)
-    totals = StepTotals.count([[truth.labels for truth in seeded]])
+    totals = StepTotals.count([[truth.labels for truth in seeded]], equal_slots=True)
     for i, truth in enumerate(seeded):
         torch.rand(7)  # what else is drawn does not matter
         with counted_over(totals):
@@ -127,3 +129,39 @@ def test_seeded_noise_of_a_sample_does_not_depend_on_its_batch():
         assert torch.equal(alone.is_background, both.is_background[both.sample == i])
         assert alone.num_groups == both.num_groups
     assert queries(seeded[0]).num_slots < both.num_slots, "by itself it has fewer slots"
+
+
+@given(
+    st.lists(st.lists(st.integers(0, 9), min_size=1, max_size=3), min_size=1, max_size=4),
+    st.booleans(),
+)
+def test_a_step_counts_the_queries_that_its_batches_make(batches, equal_slots):
+    """Batches have the slots of their own fullest sample, unless all shall have the same."""
+    drawn = [truths(*counts) for counts in batches]
+    totals = StepTotals.merge(
+        [
+            StepTotals.count(
+                [[truth.labels for truth in batch]], num_classes=9, equal_slots=equal_slots
+            )
+            for batch in drawn
+        ]
+    )
+    with counted_over(totals):
+        made = [make_queries(batch, num_query=20, spec=SPEC, point_range=RANGE) for batch in drawn]
+    largest = max(max(counts) for counts in batches)
+    for counts, queries in zip(batches, made, strict=True):
+        assert (queries is None) == (sum(counts) == 0)
+        if queries is not None:
+            own = largest if equal_slots else max(counts)
+            assert queries.num_slots == own * min(3, 20 // own)
+            assert queries.num_in_step == sum(q.num_real for q in made if q is not None)
+
+
+def test_slots_follow_the_batch_as_in_the_public_code():
+    """The public head pads to the fullest sample of a process's own batch."""
+    totals = StepTotals.count([[torch.arange(2)], [torch.arange(6)]])
+    with counted_over(totals):
+        assert make(2).num_slots == 3 * 2
+        assert make(6).num_slots == 3 * 6
+    with counted_over(dataclasses.replace(totals, equal_slots=True)):
+        assert make(2).num_slots == make(6).num_slots == 3 * 6

@@ -12,6 +12,9 @@ from mmdet3d.models import build_model
 
 from aqr_model.data.prepare import prepare_database
 from aqr_model.engine.batches import seed_everything, to_device, training_batches
+from aqr_model.engine.object_sampling import sampling_epochs
+from aqr_model.engine.plan import PlanError
+from aqr_model.train import train
 
 GROUPS = {"car": 6, "pedestrian": 8, "bus": 2, "traffic_cone": 6}
 
@@ -105,6 +108,98 @@ def test_loading_processes_and_a_resumed_run_draw_the_same(cfg):
         for one, other in zip(ours["points"].data[0], theirs["points"].data[0], strict=True):
             assert torch.equal(one, other)
         assert torch.equal(ours["img"].data[0], theirs["img"].data[0])
+
+
+def drawn(dataset, **settings):
+    """Points, images and boxes of each batch, by its step."""
+    start = settings.get("start", 0)
+    common = {"batch_size": 2, "num_workers": 0, "seed": 3, "start": start, "stop": 8}
+    found = training_batches(dataset, **common | settings)
+    return {
+        step: [
+            *batch["points"].data[0],
+            batch["img"].data[0],
+            *(boxes.tensor for boxes in batch["gt_bboxes_3d"].data[0]),
+        ]
+        for step, batch in enumerate(found, start=start)
+    }
+
+
+def same(one, two):
+    return all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
+
+
+@pytest.fixture(scope="module")
+def sampled_and_plain(cfg):
+    """What the steps hold with object sampling and without, by configs that differ in it."""
+    return drawn(build_dataset(cfg.data.train)), drawn(without_pasting(cfg))
+
+
+@pytest.mark.parametrize(
+    ("workers", "start"), [(0, 0), (2, 0), (2, 4), (0, 6)], ids=["alone", "loaders", "cut", "late"]
+)
+def test_sampling_ends_at_a_step_however_it_is_loaded_or_resumed(
+    cfg, sampled_and_plain, workers, start
+):
+    sampled, plain = sampled_and_plain
+    assert not same(sampled[6], plain[6])
+    dataset = build_dataset(cfg.data.train)
+    found = drawn(dataset, num_workers=workers, start=start, sampling_stop=5)
+    for step, batch in found.items():
+        assert same(batch, (sampled if step < 5 else plain)[step]), step
+    assert len(found) == 8 - start
+
+
+def test_a_config_says_until_which_epoch(cfg, tmp_path, monkeypatch):
+    """Of 8 samples a step takes 2: one and a half epochs are 6 steps."""
+    seen = []
+    monkeypatch.setattr(
+        "aqr_model.engine.object_sampling.SamplingUntil.set",
+        lambda sampling, step: seen.append((sampling.stop, step)),
+    )
+    wrapped = Config(cfg._cfg_dict.to_dict())
+    wrapped.data.train = {"type": "CBGSDataset", "dataset": cfg.data.train}
+    wrapped.data.workers_per_gpu = 0
+    wrapped.data.val.data_root = cfg.data.train.data_root
+    wrapped.data.val.ann_file = cfg.data.train.ann_file.replace("_train", "_val")
+    wrapped.merge_from_dict({"object_sampling_until_epoch": 1.5, "total_epochs": 0.2})
+    wrapped.evaluation = {"rungs": [1.0]}
+    size = len(build_dataset(wrapped.data.train))
+    assert size > 8, "CBGS repeats samples"
+
+    class Report:
+        def rung(self, metrics, **place):
+            self.metrics = metrics
+
+        def log(self, values, *, step):
+            pass
+
+    report = Report()
+    train(wrapped, workdir=tmp_path, report=report)
+    assert {stop for stop, _ in seen} == {round(1.5 * (size // 2))}
+    assert {step for _, step in seen} == set(range(round(0.2 * (size // 2))))
+    assert math.isfinite(report.metrics["val/nds"])
+
+
+@pytest.mark.parametrize(
+    ("until", "said"),
+    [(-1, "from 0 on, but got -1"), ("15", "but got '15'"), (True, "but got True")],
+)
+def test_epochs_of_sampling_are_a_number(cfg, until, said):
+    wrong = Config({**cfg._cfg_dict, "object_sampling_until_epoch": until})
+    with pytest.raises(PlanError, match=said):
+        sampling_epochs(wrong)
+
+
+def test_sampling_that_never_was_cannot_end():
+    cfg = Config.fromfile("aqr_model/configs/cmt_nano.py")
+    assert sampling_epochs(cfg) is None
+    cfg.object_sampling_until_epoch = 15
+    with pytest.raises(PlanError, match=r"needs one of UnifiedObjectSample, .* which has none"):
+        sampling_epochs(cfg)
+    for name in ("voxel0100_r50_800x320", "voxel0075_vov_1600x640"):
+        assert sampling_epochs(Config.fromfile(f"aqr_model/configs/cmt_{name}_cbgs.py")) == 15
+        assert sampling_epochs(Config.fromfile(f"aqr_model/configs/cmt_aqr_{name}_cbgs.py")) is None
 
 
 def test_it_trains(cfg):

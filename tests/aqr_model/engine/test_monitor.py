@@ -59,6 +59,7 @@ def test_statistics_on_the_interval_only(tmp_path):
         assert head.collect_aqr == (step in (2, 5))
         forward(head)
         assert (head.last_aqr is not None) == (step in (2, 5))
+        monitor.after_part(step)
         monitor.after_backward(step)
         assert head.last_aqr is None
     assert list(report.logs) == [3, 6]
@@ -75,6 +76,7 @@ def test_host_reads_nothing_for_statistics_between():
                 monitor.before_step(step)
             forward(head)
             if watched:
+                monitor.after_part(step)
                 monitor.measure_gradients(step)
                 monitor.after_backward(step)
         return seen
@@ -124,6 +126,7 @@ def test_histograms_reach_the_report_as_a_file(tmp_path):
     for step in range(40):
         monitor.before_step(step)
         forward(head)
+        monitor.after_part(step)
         monitor.after_backward(step)
     path = tmp_path / HISTOGRAMS_NAME
     records = [json.loads(line) for line in path.read_text().splitlines()]
@@ -151,6 +154,7 @@ def test_an_overflowed_gradient_is_left_out():
     monitor = AqrMonitor(Detector(head), config(interval=1), report)
     monitor.before_step(0)
     forward(head)
+    monitor.after_part(0)
     head.aqr_weight_generator.weight_predictor.bias.grad[0] = torch.inf
     monitor.after_backward(0)
     norms = [name for name in report.logs[1] if name.startswith("aqr/grad_norm/")]
@@ -162,6 +166,7 @@ def test_gradients_are_those_before_clipping():
     monitor = AqrMonitor(Detector(head), config(interval=1), report)
     monitor.before_step(0)
     forward(head)
+    monitor.after_part(0)
     weight = head.aqr_weight_generator.weight_predictor
     wanted = torch.cat([p.grad.flatten() for p in weight.parameters()]).norm().item()
     monitor.measure_gradients(0)
@@ -169,6 +174,41 @@ def test_gradients_are_those_before_clipping():
     monitor.after_backward(0)
     found = report.logs[1]["aqr/grad_norm/aqr_weight_generator.weight_predictor"]
     assert found == pytest.approx(wanted)
+
+
+@pytest.mark.parametrize("parts", [[(0, 2), (2, 4)], [(0, 1), (1, 2), (2, 4)]])
+def test_accumulated_batches_report_what_one_whole_batch_would(parts, tmp_path):
+    found = {}
+    for name, split in {"split": parts, "whole": [(0, 4)]}.items():
+        head, report = routed_head(), Recorder()
+        monitor = AqrMonitor(Detector(head), config(interval=1), report, workdir=tmp_path / name)
+        (tmp_path / name).mkdir()
+        monitor.before_step(0)
+        for first, last in split:
+            forward(head, first, last)
+            monitor.after_part(0)
+            assert head.last_aqr is None
+        monitor.after_backward(0)
+        record = json.loads((tmp_path / name / HISTOGRAMS_NAME).read_text())
+        shares = {f"{k}/{i}": x for k, v in record.items() if "/" in k for i, x in enumerate(v)}
+        values = report.logs[1] | shares
+        # Gradients of the parts add up in the loop, which zeroes them once a step.
+        found[name] = {k: v for k, v in values.items() if "grad_norm" not in k}
+    assert found["split"].keys() == found["whole"].keys()
+    assert len(found["whole"]) > 90
+    for name, value in found["whole"].items():
+        assert found["split"][name] == pytest.approx(value, rel=1e-4, abs=1e-6), name
+    alone = aqr_statistics(**last_seen(*parts[-1]))
+    assert alone["aqr/lidar_weights_stats/mean"] != pytest.approx(
+        found["split"]["aqr/lidar_weights_stats/mean"], rel=1e-4
+    )
+
+
+def last_seen(first, last):
+    head = routed_head()
+    head.collect_aqr = True
+    head(*samples(first, last))
+    return head.last_aqr
 
 
 @pytest.mark.integration
@@ -214,6 +254,7 @@ def report_of(workers, folder, first, last, report):
     )
     monitor.before_step(0)
     forward(head, first, last)
+    monitor.after_part(0)
     for parameter in head.parameters():  # as DistributedDataParallel does
         if parameter.grad is not None:
             parameter.grad = workers.mean(parameter.grad)

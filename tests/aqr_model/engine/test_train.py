@@ -92,6 +92,20 @@ def test_a_resumed_training_is_bit_for_bit_the_uninterrupted_one(whole_run, nano
     assert all(torch.equal(expected[name], got[name]) for name in expected)
 
 
+def test_loading_processes_change_nothing(nano_cfg, tmp_path):
+    """A training with loaders beside it is the one without, bit for bit."""
+    short = {"total_epochs": 0.75, "evaluation": {"rungs": [1.0], "val_shares": [1.0]}}
+    found = {}
+    for workers in (0, 2):
+        report, folder = Recorder(), tmp_path / str(workers)
+        cfg = nano_cfg(**short, **{"data.workers_per_gpu": workers})
+        train(cfg, workdir=folder, report=report)
+        weights = torch.load(folder / "final.pth", weights_only=True)["state_dict"]
+        found[workers] = (report.rungs, weights)
+    assert found[0][0] == found[2][0]
+    assert all(torch.equal(value, found[2][1][name]) for name, value in found[0][1].items())
+
+
 def test_seeds_differ(whole_run, nano_cfg, tmp_path):
     report, _ = whole_run
     other = Recorder(stop_at=1)
@@ -177,6 +191,7 @@ def test_accumulated_batches_are_one_large_batch(nano_cfg, jittered_base, tmp_pa
     parts = ("img_backbone", "img_neck", "pts_voxel_encoder", "pts_backbone", "pts_neck")
     settings = {
         "load_from": str(jittered_base),
+        "denoising_slots": "step",
         "norm_eval": [*parts, "pts_bbox_head"],
         "optimizer": {"type": "SGD", "lr": 1e-4, "momentum": 0.9, "_delete_": True},
         "lr_config": None,
