@@ -14,6 +14,7 @@ from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 
 from aqr_model.cmt.loss.step_totals import StepTotals
+from aqr_model.engine import config_keys
 from aqr_model.engine.batches import Split, seed_everything, to_device, training_batches
 from aqr_model.engine.distributed import Workers, local_device, together, without_exchange
 from aqr_model.engine.evaluator import set_epoch
@@ -25,6 +26,17 @@ from aqr_model.engine.weights.states import previous_of, save_weights
 from aqr_model.report.reports import Report
 
 __all__ = ["Halted", "Plan", "Report", "Rung", "build_detector", "make_plan", "total_loss", "train"]
+
+READS: config_keys.Reads = {
+    "seed": config_keys.WHOLE_FROM_0.or_none(),
+    "num_threads": config_keys.WHOLE_FROM_0.or_none(),
+    "data.train.**": config_keys.DATASETS.given(),
+    "data.samples_per_gpu": config_keys.WHOLE_ABOVE_0.given(),
+    "data.workers_per_gpu": config_keys.WHOLE_FROM_0.given(),
+    "optimizer_config.cumulative_iters": config_keys.WHOLE_ABOVE_0,
+    "optimizer_config.grad_clip.max_norm": config_keys.NORM,
+    "optimizer_config.grad_clip.norm_type": config_keys.NORM,
+}
 
 
 class Halted(Exception):

@@ -7,6 +7,23 @@ from typing import Any
 
 from mmcv import Config
 
+from aqr_model.engine import config_keys
+
+READS: config_keys.Reads = {
+    "total_epochs": config_keys.NUMBER_ABOVE_0.or_none(),
+    "runner.max_epochs": config_keys.NUMBER_ABOVE_0.or_none(),
+    "evaluation.interval": config_keys.NUMBER_ABOVE_0,
+    "evaluation.rungs": config_keys.SHARES,
+    "evaluation.val_shares": config_keys.SHARES,
+    "checkpoint_config.interval": config_keys.NUMBER_ABOVE_0,
+    "checkpoint_config.by_epoch": config_keys.FLAG,
+    "log_config.interval": config_keys.WHOLE_ABOVE_0,
+}
+
+
+class PlanError(ValueError):
+    """A length of a training, or of its parts, that cannot be meant."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Rung:
@@ -67,14 +84,14 @@ def make_plan(cfg: Config, num_samples: int, *, num_parts: int = 1) -> Plan:
         num_parts: Batches of ``samples_per_gpu`` in a step: processes times accumulated batches.
 
     Raises:
-        ValueError: If a budget or a rung is out of range.
+        PlanError: If a budget or a rung is out of range.
     """
     per_step = cfg.data.samples_per_gpu * num_parts
     per_epoch = num_samples // per_step
     epochs = budget_epochs(cfg)
     total = round(epochs * per_epoch)
     if total < 1:
-        raise ValueError(
+        raise PlanError(
             f"the budget must be at least one step, but got (total_epochs={epochs}, "
             f"samples={num_samples}, samples_per_gpu={cfg.data.samples_per_gpu}, "
             f"batches in a step={num_parts})"
@@ -101,9 +118,9 @@ def _rungs(evaluation: Mapping[str, Any], epochs: float, total: int) -> tuple[Ru
     shares = list(evaluation.get("val_shares", [1.0] * len(fractions)))
     rising = all(a < b for a, b in itertools.pairwise(fractions))
     if not fractions or not rising or fractions[0] <= 0 or fractions[-1] != 1.0:
-        raise ValueError(f"evaluation.rungs must rise from above 0 to 1.0, but got {fractions}")
+        raise PlanError(f"evaluation.rungs must rise from above 0 to 1.0, but got {fractions}")
     if len(shares) != len(fractions) or shares[-1] != 1.0:
-        raise ValueError(
+        raise PlanError(
             f"evaluation.val_shares must give one share a rung, the last 1.0, but got {shares}"
         )
     return tuple(
@@ -115,7 +132,7 @@ def _rungs(evaluation: Mapping[str, Any], epochs: float, total: int) -> tuple[Ru
 def _each_epoch(interval: float, epochs: float) -> list[float]:
     """Fractions of the budget after every so many epochs, and at its end."""
     if interval <= 0:
-        raise ValueError(f"evaluation.interval must be above 0 epochs, but got {interval}")
+        raise PlanError(f"evaluation.interval must be above 0 epochs, but got {interval}")
     count = int(epochs / interval)
     inside = [i * interval / epochs for i in range(1, count + 1)]
     return [fraction for fraction in inside if fraction < 1.0] + [1.0]
