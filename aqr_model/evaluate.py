@@ -11,9 +11,9 @@ from aqr_model.engine.evaluator import Evaluator, set_epoch
 from aqr_model.engine.optim.precision import apply_precision, read_precision
 from aqr_model.engine.plan import budget_epochs
 from aqr_model.engine.weights.pretrained import load_pretrained
+from aqr_model.preflight.checks import preflight_of_scoring
 from aqr_model.preflight.reading import load_config
-from aqr_model.preflight.types import require_known_types
-from aqr_model.report.user_errors import explained
+from aqr_model.user_errors import explained
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -28,7 +28,7 @@ def main(
 ) -> None:
     """Print NDS, mAP, the five errors and the AP of each class."""
     cfg = load_config(config)
-    require_known_types(cfg, ("model",))
+    preflight_of_scoring(cfg, checkpoint, source=config).require_none(str(config))
     model = build_model(cfg.model, train_cfg=cfg.get("train_cfg"), test_cfg=cfg.get("test_cfg"))
     load_pretrained(model, checkpoint)
     set_epoch(model, budget_epochs(cfg), budget_epochs(cfg))

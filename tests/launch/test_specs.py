@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aqr_model.knobs import KNOBS
+from aqr_model.preflight.dotted import has_key
 from launch.opening import open_spec
-from launch.training import build_training, has_key, load_base, resolve
+from launch.training import build_training, load_base, resolve
 from launch.workplace import Workplace
 from sweeps.spec import SweepSpec, parse_spec
 

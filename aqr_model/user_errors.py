@@ -6,6 +6,7 @@ from contextlib import contextmanager
 import typer
 
 from aqr_model.data.errors import DataError
+from aqr_model.engine.plan import PlanError
 from aqr_model.engine.weights.files import CheckpointError
 from aqr_model.preflight.reading import ConfigError
 
@@ -23,6 +24,6 @@ def explained() -> Iterator[None]:
     """
     try:
         yield
-    except (CheckpointError, ConfigError, DataError, FileNotFoundError) as error:
+    except (CheckpointError, ConfigError, DataError, PlanError, FileNotFoundError) as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(USER_ERROR) from None
