@@ -11,6 +11,10 @@ from dataclasses import dataclass
 from typing import Any
 
 
+class ConfigError(ValueError):
+    """A config that cannot be meant as it stands, with what to change."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Value:
     """What a key may hold.

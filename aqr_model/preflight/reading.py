@@ -13,14 +13,11 @@ from typing import Any
 
 from mmcv import Config
 
+from aqr_model.engine.config_keys import ConfigError
 from aqr_model.preflight.dotted import nested, path_of, value_at
 from aqr_model.preflight.source import doubled_assignments, files_of
 
 __all__ = ["ConfigError", "apply_overrides", "doubled_assignments", "load_config"]
-
-
-class ConfigError(ValueError):
-    """A config file that cannot be meant as it stands, with what to change."""
 
 
 def load_config(path: Path | str) -> Config:
