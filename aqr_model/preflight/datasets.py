@@ -190,8 +190,12 @@ def _with_database(step: Node, folder: Path) -> Node:
         ]
         for name in classes
     }
-    file = _written(folder / "objects.pkl", objects)
-    return {**step, "db_sampler": {**sampler, "info_path": str(file)}}
+    for name in ("stand-in.bin", "stand-in.png"):
+        (folder / name).touch()
+    places = {"info_path": str(_written(folder / "objects.pkl", objects))}
+    if sampler.get("data_root") is not None:
+        places["data_root"] = str(folder)
+    return {**step, "db_sampler": {**sampler, **places}}
 
 
 def _written(path: Path, content: Any) -> Path:

@@ -53,7 +53,7 @@ def test_a_config_that_can_start_has_nothing_to_be_said(check):
         ("evaluation = dict(rungs=[0.5, 1.0])\n", "evaluation", "one share a rung"),
         ("lr_config = dict(_delete_=True, policy='stepp', step=[8])\n", "lr_config", "stepp"),
         ("lr_config = dict(step_ratio_ups=0.3)\n", "lr_config", "step_ratio_ups"),
-        ("momentum_config = dict(policy='cyclic')\n", "momentum_config", "target_ratio"),
+        ("momentum_config = dict(policy='cyclic', ratios=(1, 1))\n", "momentum_config", "ratios"),
         ("fp16 = dict(loss_scale=-1)\n", "optimizer_config", "`loss_scale` must be"),
         ("fp16 = dict(loss_scale=dict(mode='dynamic'))\n", "optimizer_config", "mode"),
         ("bf16 = True\nfp16 = dict()\n", "optimizer_config", "one of `bf16` and `fp16`"),
