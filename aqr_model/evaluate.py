@@ -16,10 +16,10 @@ from aqr_model.engine.evaluator import Evaluator, set_epoch
 from aqr_model.engine.optim.precision import apply_precision, read_precision
 from aqr_model.engine.plan import budget_epochs
 from aqr_model.engine.weights.pretrained import Wanted, load_pretrained
+from aqr_model.preflight.checks import preflight_of_scoring
 from aqr_model.preflight.options import TAKES_OPTIONS, CfgOptions, given_config
 from aqr_model.preflight.reading import ConfigError
-from aqr_model.preflight.sensors import require_agreeing_sensors
-from aqr_model.report.user_errors import explained
+from aqr_model.user_errors import explained
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -56,11 +56,12 @@ def main(
             "--format-only must come with --out and without --share and --bootstrap: it writes all "
             "samples and scores none"
         )
-    cfg = given_config(config, cfg_options, context, ("model",))
-    require_agreeing_sensors(cfg, ("val",))
+    cfg = given_config(config, cfg_options, context)
     if batch_size is not None:
         cfg.data.val_samples_per_gpu = batch_size
     wanted = Wanted.to_score(cfg, averaged=averaged)
+    found = preflight_of_scoring(cfg, checkpoint, wanted, source=config)
+    found.require_none(str(config))
     with launched() as is_main, together() as workers:
         if is_main:
             logging.basicConfig(level=logging.INFO, format="%(message)s")

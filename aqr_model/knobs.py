@@ -1,6 +1,7 @@
 """Every tunable of a sweep by its short name: the config keys it sets, its range, unit and meaning.
 
 The single home of these numbers. A sweep spec may use these names, or any dotted key of the config.
+It imports nothing of this package: `launch` reads it without loading the detector.
 """
 
 from collections.abc import Mapping
@@ -12,6 +13,8 @@ KnobValue = float | int | bool | str
 
 _HEAD = "model.pts_bbox_head"
 _LR = "optimizer.paramwise_cfg.custom_keys"
+# The parts of AQR that can have parameters; the modulator has some where it learns.
+_AQR_PARTS = ("aqr_weight_generator", "feature_modulator")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,10 +70,7 @@ _SCHEDULES = (
     ),
     (
         "aqr_lr_mult_schedule",
-        tuple(
-            f"{_LR}.{part}.lr_mult_schedule"
-            for part in ("aqr_weight_generator", "weight_renderer", "feature_modulator")
-        ),
+        tuple(f"{_LR}.{part}.lr_mult_schedule" for part in _AQR_PARTS),
         "aqr_lr_mult",
         0.0,
         1000.0,
@@ -251,10 +251,7 @@ _ALL = (
     ),
     Knob(
         name="aqr_lr_mult",
-        keys=tuple(
-            f"{_LR}.{part}.lr_mult"
-            for part in ("aqr_weight_generator", "weight_renderer", "feature_modulator")
-        ),
+        keys=tuple(f"{_LR}.{part}.lr_mult" for part in _AQR_PARTS),
         default=1.0,
         low=0.0,
         high=1000.0,

@@ -19,7 +19,7 @@ from aqr_model.engine.weights.files import read_file
 from aqr_model.engine.weights.pretrained import load_pretrained
 from aqr_model.engine.weights.states import save_weights
 from aqr_model.preflight.reading import load_config
-from aqr_model.report.user_errors import explained
+from aqr_model.user_errors import explained
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 

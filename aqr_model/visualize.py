@@ -18,8 +18,8 @@ from aqr_model.engine.plan import budget_epochs
 from aqr_model.engine.weights.pretrained import load_pretrained
 from aqr_model.preflight.reading import load_config
 from aqr_model.report.pictures import draw, save
-from aqr_model.report.user_errors import explained
 from aqr_model.report.viewer import Viewer
+from aqr_model.user_errors import explained
 
 logger = logging.getLogger(__name__)
 

@@ -278,10 +278,10 @@ def schema() -> None:
     """
     import json
 
-    from aqr_model.knobs import KNOBS
+    from launch.knobs import load_knobs
     from sweeps.schema import spec_schema
 
-    typer.echo(json.dumps(spec_schema(KNOBS), indent=2))
+    typer.echo(json.dumps(spec_schema(load_knobs()), indent=2))
 
 
 @app.command()

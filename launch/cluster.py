@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from launch import jobs
-from launch.display import duration, table
+from launch.display import duration, idle_settings, table
 from launch.opening import TargetError, open_spec, spec_name
 from launch.provenance import CHECKOUT, commit
 from launch.workplace import here
@@ -48,7 +48,9 @@ def submit(
             " checkout with `make setup`."
         )
     with console.status("[dim]Checking the spec ...", spinner_style="dim"):
-        opened = open_spec(spec_path, here(), check_files=False)
+        opened = open_spec(spec_path, here(), check_files=False, is_new=not resume)
+    if opened.warnings:
+        console.print(idle_settings(opened.warnings))
     request = jobs.build_job(
         opened.source.resolve(),
         opened.spec.name,

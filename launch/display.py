@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.console import Console, Group, RenderableType
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -57,6 +58,14 @@ def problems(error: "SpecError") -> RenderableType:
     closing = "1 mistake" if count == 1 else f"{count} mistakes"
     lines.append(Text(f"{closing}; nothing was started.", style="red"))
     return Group(*lines)
+
+
+def idle_settings(warnings: Sequence[str]) -> RenderableType:
+    """Settings of a config that change nothing, or less than they seem to; empty without any."""
+    if not warnings:
+        return Group()
+    title = Text("Settings of the config that do nothing, or not what they say:", style="yellow")
+    return Group(title, *(Padding(Text(text), (0, 0, 0, 2)) for text in warnings))
 
 
 def table(*headers: str, title: str | None = None) -> Table:

@@ -241,8 +241,15 @@ def count_samples(opened: "Opened") -> int | None:
         return None
     if not Path(train.ann_file).is_file():  # it lies on the cluster
         return None
-    with Path(train.ann_file).open("rb") as file:
-        infos = pickle.load(file)["infos"]
+    try:
+        with Path(train.ann_file).open("rb") as file:
+            infos = pickle.load(file)["infos"]
+    # What a broken pickle raises depends on where it breaks.
+    except Exception as error:
+        raise TargetError(
+            f"{train.ann_file} must be an info file in the form of mmdet3d 1.0, but cannot be read"
+            f" ({error!r}): build it with `python -m aqr_model.data.prepare`."
+        ) from error
     return len(infos) // int(train.get("load_interval", 1))
 
 

@@ -105,11 +105,11 @@ def _as_written(entry: Mapping[str, Any]) -> dict[str, Any]:
 
 def _params(log: Any) -> tuple[dict[str, Any], list[str]]:
     """Every knob that the config sets to one value, as far as the value is one of the knob's."""
-    from aqr_model.knobs import KNOBS
+    from launch.knobs import load_knobs
 
     params: dict[str, Any] = {}
     notes: list[str] = []
-    for knob in KNOBS.values():
+    for knob in load_knobs().values():
         values = [value for key in knob.keys if (value := log.setting(key)) is not None]
         if knob.name in _NOT_SEARCHED or not values:
             continue

@@ -1,10 +1,10 @@
 """From what a user names (a spec file, a sweep's directory or name) to a checked spec."""
 
 import fcntl
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from launch.display import shortest
 from launch.workplace import Workplace
@@ -12,6 +12,7 @@ from launch.workplace import Workplace
 if TYPE_CHECKING:
     from launch.training import CmtTraining
     from sweeps.record import SweepRecord
+    from sweeps.section import Found
     from sweeps.spec import SweepSpec
 
 COPY_NAME = "spec.yaml"  # as in sweeps/spec.py, which loads too much for a look at a directory
@@ -32,34 +33,49 @@ class Opened:
         source: The file it came from.
         config: The base config file.
         training: The training function, which holds the loaded base config.
+        warnings: Settings of the config that change nothing, or less than they seem to.
     """
 
     spec: "SweepSpec"
     source: Path
     config: Path
     training: "CmtTraining"
+    warnings: tuple[str, ...] = ()
 
 
-def open_spec(path: Path, workplace: Workplace, *, check_files: bool = True) -> Opened:
+def open_spec(
+    path: Path,
+    workplace: Workplace,
+    *,
+    check_files: bool = True,
+    starts: bool = True,
+    is_new: bool = True,
+) -> Opened:
     """Read a spec and check all of it before anything starts.
 
-    The working directory becomes the workplace's root.
+    What is wrong with the spec's own text is told first, without loading the training stack. The
+    working directory becomes the workplace's root.
 
     Args:
         path: The spec file.
         workplace: Where relative paths lead.
         check_files: Checkpoints and datasets that it names must be there, too.
+        starts: Its trainings are to start; False: it is only looked at.
+        is_new: None of its trainings has started yet.
 
     Raises:
         TargetError: If there is no such file.
         SpecError: With every mistake at once.
     """
-    from aqr_model.knobs import KNOBS
-    from launch.checks import missing, read_base, with_more
-    from launch.overrides import given_overrides, keys_of, unknown_overrides
-    from launch.training import build_training, has_key
-    from sweeps.section import Found, SpecError
-    from sweeps.spec import parse_spec, peek_config
+    from launch.checks import (
+        check_trainings,
+        read_base,
+        with_more,
+        wrong_overrides,
+        wrong_space,
+    )
+    from launch.training import build_training
+    from sweeps.spec import peek_config
 
     source = workplace.find(path)
     if not source.is_file():
@@ -67,49 +83,70 @@ def open_spec(path: Path, workplace: Workplace, *, check_files: bool = True) -> 
             f"There is no spec {path}. Ready ones lie in sweeps/specs; `aqr-sweep --help` shows"
             " how to use them."
         )
-    shown = shortest(source)
+    shown = str(shortest(source))
+    text = source.read_text(encoding="utf-8")
     named = peek_config(shown)
     config = workplace.find(Path(named)) if named else None
-    base: Mapping[str, Any] | None = None
     problems: list[Found] = []
-    if config is not None:
-        base, problem = read_base(config)
-        problems += [(("train", "config"), problem)] if problem else []
-    text = source.read_text(encoding="utf-8")
-    if base is not None:
-        problems += unknown_overrides(given_overrides(text, str(shown)), base)
-    workplace.enter()
-    try:
-        spec = parse_spec(
-            text,
-            source=str(shown),
-            knobs=KNOBS,
-            # Without the config, what looks like one of its keys may be one.
-            has_key=lambda key: "." in key if base is None else has_key(base, key),
-            config_keys=() if base is None else keys_of(base),
+    if config is not None and not config.is_file():
+        problems.append(
+            (("train", "config"), f"must be a config file, but there is none at {config}")
         )
-    except SpecError as error:
-        raise with_more(error, text, str(shown), problems) from None
-    if base is None or config is None:
-        raise with_more(None, text, str(shown), problems)
+    workplace.enter()
+    spec = _parsed(text, shown, problems)
+    assert config is not None  # train.config must be given
+    base, problem = read_base(config)
+    if base is None:
+        raise with_more(None, text, shown, [(("train", "config"), str(problem))])
+    if problems := [*wrong_overrides(spec, base), *wrong_space(spec, base)]:
+        raise with_more(None, text, shown, problems)
     training = build_training(spec, base, root=workplace.root)
-    problems += missing(spec, training) if check_files else ()
-    if problems:
-        raise with_more(None, text, str(shown), problems)
-    return Opened(spec=spec, source=source, config=config, training=training)
+    opened = Opened(spec=spec, source=source, config=config, training=training)
+    if not starts:
+        return opened
+    checked = check_trainings(spec, training, config, files=check_files, is_new=is_new)
+    if checked.problems:
+        raise with_more(None, text, shown, checked.problems)
+    return replace(opened, warnings=tuple(map(str, checked.warnings)))
 
 
-def open_sweep(target: str, workplace: Workplace, *, check_files: bool = True) -> Opened:
+def _parsed(text: str, shown: str, problems: "Sequence[Found]") -> "SweepSpec":
+    """A spec without mistakes of its own; what may be a key of the config is not looked up.
+
+    Raises:
+        SpecError: If it has some, or there are other problems; with all of them.
+    """
+    from launch.checks import may_be_key, with_more
+    from launch.knobs import load_knobs
+    from sweeps.spec import SpecError, parse_spec
+
+    error: SpecError | None = None
+    spec = None
+    try:
+        spec = parse_spec(text, source=shown, knobs=load_knobs(), has_key=may_be_key)
+    except SpecError as found:
+        error = found
+    if spec is None or problems:
+        raise with_more(error, text, shown, problems) from None
+    return spec
+
+
+def open_sweep(target: str, workplace: Workplace, *, starts: bool = True) -> Opened:
     """Open the sweep that a spec file, a directory or a name leads to.
+
+    Args:
+        target: What the user named.
+        workplace: Where relative paths lead.
+        starts: Its trainings are to go on; False: it is only looked at.
 
     Raises:
         TargetError: If there is no such sweep.
         SpecError: If its spec no longer holds.
     """
     if (path := Path(target)).suffix in (".yaml", ".yml"):
-        return open_spec(path, workplace, check_files=check_files)
+        return open_spec(path, workplace, starts=starts, is_new=False)
     directory = find_sweep(target, workplace)
-    opened = open_spec(directory / COPY_NAME, workplace, check_files=check_files)
+    opened = open_spec(directory / COPY_NAME, workplace, starts=starts, is_new=False)
     return replace(opened, spec=_moved_to(opened.spec, directory))
 
 

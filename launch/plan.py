@@ -7,7 +7,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from launch.display import duration, number, shortest, table
+from launch.display import duration, idle_settings, number, shortest, table
 from launch.forecasting import (
     Expectation,
     Speed,
@@ -48,6 +48,7 @@ def render_plan(opened: "Opened", speed: Speed | None, num_samples: int | None) 
         _space_table(spec),
         *[Text(f"  subject to {text}", style="dim") for text in spec.constraints],
         _rungs_table(opened, num_samples, expectation.forecast),
+        idle_settings(opened.warnings),
     ]
     if expectation.excess is not None:
         text = f"This exceeds its budget and will not start: {expectation.excess}."
@@ -205,11 +206,11 @@ def _budget(spec: "SweepSpec") -> str:
 
 
 def _space_table(spec: "SweepSpec") -> Table:
-    from aqr_model.knobs import KNOBS
+    from launch.knobs import load_knobs
 
     made = table("parameter", "searched", "config key", "meaning")
     for name, parameter in spec.build_space().parameters.items():
-        knob = KNOBS.get(name)
+        knob = load_knobs().get(name)
         keys = (knob.keys or ("(search axis)",)) if knob else (name,)
         shown = "\n".join(_tail_of(key) for key in keys)
         title = name.rsplit(".", 1)[-1]

@@ -161,7 +161,7 @@ def export_trial(
     """
     from sweeps.export import export_config
 
-    opened = open_sweep(target, workplace, check_files=False)
+    opened = open_sweep(target, workplace, starts=False)
     spec, training = opened.spec, opened.training
     record = read_record(spec)
     chosen = _choose(record, trial)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from launch.display import shortest
+from launch.display import idle_settings, shortest
 from launch.forecasting import count_samples, expect, measured_speed, refuse_over_budget
 from launch.opening import COPY_NAME, Opened, TargetError, driver_of, find_sweep
 from launch.progress import Progress
@@ -51,6 +51,8 @@ def drive(opened: Opened, *, resume: bool, plain: bool, console: Console) -> Non
         TargetError: If a new sweep does not fit into its own budget.
         SystemExit: After Ctrl-C, which leaves a sweep that can be resumed.
     """
+    if opened.warnings:
+        console.print(idle_settings(opened.warnings))
     try:
         start = _resume if resume else _start
         record = _drive(opened, start(opened), plain=plain, console=console)

@@ -5,7 +5,7 @@ and `export` writes the overrides that it applied.
 """
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
 from datetime import timedelta
@@ -86,10 +86,14 @@ class CmtTraining:
 
         Args:
             params: Knob names or dotted config keys with their values.
+
+        Returns:
+            Dotted keys with values; what a key with dots in a part of it sets stands in a dict.
         """
         from aqr_model.knobs import to_overrides
+        from aqr_model.preflight.dotted import addressed
 
-        return {**self.overrides, **to_overrides(params)}
+        return addressed({**self.overrides, **to_overrides(params)}, self.base)
 
 
 def build_training(spec: "SweepSpec", base: Mapping[str, Any], *, root: Path) -> CmtTraining:
@@ -115,7 +119,7 @@ def sweep_overrides(spec: "SweepSpec", base: Mapping[str, Any]) -> dict[str, Any
         # Of each process. Sums depend on how they are split: an exported config keeps the number.
         "num_threads": spec.resources.cpus // max(1, spec.resources.gpus),
     }
-    if has_key(base, "runner.max_epochs"):  # the same number for trainers that read it there
+    if "max_epochs" in (base.get("runner") or {}):  # for trainers that read it there
         overrides["runner.max_epochs"] = epochs
     if spec.train.load_from is not None:
         overrides["load_from"] = spec.train.load_from
@@ -178,32 +182,9 @@ def load_base(path: Path) -> dict[str, Any]:
     """Read a config file with all that it inherits, as plain dicts and lists.
 
     Raises:
-        ConfigError: If a file assigns a name twice, a type is registered nowhere, or there is no
-            such policy of learning rate or momentum.
+        ConfigError: If it does not load, or a file assigns a name twice.
+        FileNotFoundError: If a file is not there.
     """
-    from aqr_model.engine.optim.lr_schedule import require_known_policies
     from aqr_model.preflight.reading import load_config
-    from aqr_model.preflight.types import require_known_types
 
-    config = load_config(path)
-    require_known_types(config)
-    require_known_policies(config)
-    return config._cfg_dict.to_dict()
-
-
-def has_key(config: Mapping[str, Any], key: str) -> bool:
-    """Whether a config has a dotted key; a number steps into a list."""
-    node: Any = config
-    for part in key.split("."):
-        if isinstance(node, Mapping) and part in node:
-            node = node[part]
-        elif _is_index(node, part):
-            node = node[int(part)]
-        else:
-            return False
-    return True
-
-
-def _is_index(node: Any, part: str) -> bool:
-    is_list = isinstance(node, Sequence) and not isinstance(node, str)
-    return is_list and part.isdigit() and int(part) < len(node)
+    return load_config(path)._cfg_dict.to_dict()

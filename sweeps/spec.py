@@ -7,7 +7,7 @@ import contextlib
 import hashlib
 import io
 import json
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, get_args
 
@@ -241,7 +241,6 @@ def parse_spec(
     source: str,
     knobs: Mapping[str, KnobInfo],
     has_key: Callable[[str], bool],
-    config_keys: Collection[str] = (),
 ) -> SweepSpec:
     """Read a spec from a text; see `load_spec`."""
     document = Document(text, source)
@@ -254,7 +253,7 @@ def parse_spec(
     constraints = read_constraints(data.pop("constraints", []), found)
     _check_plain(data, found)
     clean_space = not any(path[0] == "space" for path, _ in found)
-    found.extend(check_names(space, knobs, has_key, config_keys))
+    found.extend(check_names(space, knobs, has_key))
     found.extend(check_expressions(space, constraints, _names_in(document.data.get("space"))))
     is_sound = clean_space and not any(path[0] in ("space", "constraints") for path, _ in found)
     whole = Space(space, constraints) if is_sound else None

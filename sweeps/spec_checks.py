@@ -64,7 +64,6 @@ def check_names(
     space: Mapping[str, Parameter],
     knobs: Mapping[str, KnobInfo],
     has_key: Callable[[str], bool],
-    config_keys: Collection[str] = (),
 ) -> Iterator[Found]:
     """Every parameter is a knob, within the knob's range, or a key of the config."""
     for name, parameter in space.items():
@@ -80,14 +79,13 @@ def check_names(
             else:
                 yield from _outside(knobs[name], parameter, path)
         elif not has_key(name):
-            yield path, _no_name(name, knobs, has_key, config_keys)
+            yield path, _no_name(name, knobs, has_key)
 
 
 def _no_name(
     name: str,
     knobs: Mapping[str, KnobInfo],
     has_key: Callable[[str], bool],
-    config_keys: Collection[str],
 ) -> str:
     """What a name that is neither a knob nor a key may have meant."""
     if "." not in name:
@@ -95,7 +93,7 @@ def _no_name(
     parts = name.split(".")
     ends = range(len(parts) - 1, 0, -1)
     there = next((".".join(parts[:end]) for end in ends if has_key(".".join(parts[:end]))), None)
-    near = difflib.get_close_matches(name, [*config_keys, *knobs], n=1, cutoff=0.6)
+    near = difflib.get_close_matches(name, [*knobs], n=1, cutoff=0.6)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     known = f", which has {there!r} alone of it" if there else ""
     return f"must exist in the config{known}, {got(name)}{hint}"

@@ -31,6 +31,9 @@ from aqr_model.cmt.position import (
 )
 from aqr_model.cmt.routing import RoutingInputs
 
+POINT_SETTINGS = ("assigner", "code_weights", "grid_size", "voxel_size")
+"""What the head reads of `train_cfg`, and without it of `test_cfg`; the rest serves other heads."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class DecoderInputs:
@@ -143,6 +146,8 @@ class CmtHead(BaseModule):
             raise ValueError(
                 f"`reference_init` must be 'uniform' or 'grid', but got {reference_init!r}."
             )
+        if reference_init == "grid":
+            _grid_side(num_query)
         if train_cfg is None and test_cfg is None:
             raise ValueError("`train_cfg` or `test_cfg` must be given: they hold `grid_size`.")
         self.num_query = num_query
@@ -518,14 +523,19 @@ def _mlp(c_in: int, hidden: int, c_out: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(c_in, hidden), nn.ReLU(inplace=True), nn.Linear(hidden, c_out))
 
 
-def _grid_points(num_query: int) -> Tensor:
-    """Cell centres of a square grid at half height. [Q, 3]."""
+def _grid_side(num_query: int) -> int:
     side = round(num_query**0.5)
     if side * side != num_query:
         raise ValueError(
             f"`num_query` must be a square for `reference_init='grid'`, but got {num_query}."
             f" Take {side * side}, or 'uniform'."
         )
+    return side
+
+
+def _grid_points(num_query: int) -> Tensor:
+    """Cell centres of a square grid at half height. [Q, 3]."""
+    side = _grid_side(num_query)
     centres = (torch.arange(side) + 0.5) / side
     y, x = torch.meshgrid(centres, centres, indexing="ij")
     return torch.stack([x, y, torch.full_like(x, 0.5)], dim=-1).flatten(0, 1)

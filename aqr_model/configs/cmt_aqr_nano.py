@@ -82,8 +82,6 @@ optimizer = dict(
     paramwise_cfg=dict(
         custom_keys=dict(
             aqr_weight_generator=dict(lr_mult=1.0),
-            weight_renderer=dict(lr_mult=1.0),
-            feature_modulator=dict(lr_mult=1.0),
         )
     ),
 )

@@ -146,7 +146,6 @@ optimizer = dict(
         custom_keys=dict(
             img_backbone=dict(lr_mult=0.0),
             img_neck=dict(lr_mult=0.0),
-            pts_voxel_encoder=dict(lr_mult=0.0),
             pts_middle_encoder=dict(lr_mult=0.0),
             pts_backbone=dict(lr_mult=0.0),
             pts_neck=dict(lr_mult=0.0),
@@ -155,8 +154,6 @@ optimizer = dict(
             reference_points=dict(lr_mult=0.5),
             task_heads=dict(lr_mult=0.8),
             aqr_weight_generator=dict(lr_mult=8.0),
-            weight_renderer=dict(lr_mult=8.0),
-            feature_modulator=dict(lr_mult=8.0),
         )
     ),
 )

@@ -11,8 +11,15 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from aqr_model.data import CustomNuScenesDataset
+from aqr_model.engine import config_keys
 from aqr_model.engine.batches import to_device
 from aqr_model.engine.distributed import Workers
+
+READS: config_keys.Reads = {
+    "data.val.**": config_keys.SECTION.given(),
+    "data.val_samples_per_gpu": config_keys.WHOLE_ABOVE_0,
+    "data.workers_per_gpu": config_keys.WHOLE_FROM_0.given(),
+}
 
 
 class Evaluator:

@@ -1,4 +1,4 @@
-"""mmcv's hooks: the averaging of weights, which acts, and those of a config that do not."""
+"""mmcv's hooks of a config: those that average weights run."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,39 +11,16 @@ from mmcv.utils import build_from_cfg
 from mmdet.core.hook import ExpMomentumEMAHook, LinearMomentumEMAHook
 from torch import nn
 
+from aqr_model.engine import config_keys
 from aqr_model.engine.plan import PlanError
 
+READS: config_keys.Reads = {"custom_hooks": config_keys.HOOKS.or_none()}
 AVERAGED_KEY = "val/averaged_weights"
 """Stands, as 1, beside scores of the averages that an EMA hook keeps."""
 
 _AVERAGING = (EMAHook, ExpMomentumEMAHook, LinearMomentumEMAHook)
-_NAMES = tuple(hook.__name__ for hook in _AVERAGING)
-_REPLACED = ("TextLoggerHook",)  # the console and metrics.jsonl say what it would
-
-
-def idle_settings(cfg: Config) -> tuple[str, ...]:
-    """What a config asks mmcv's runner for and this training does not do, a sentence each."""
-    said = []
-    for i, hook in enumerate(cfg.get("custom_hooks") or ()):
-        name = hook.get("type")
-        if name not in _NAMES:
-            unknown = "" if name in HOOKS.module_dict else ", and no registry has it"
-            said.append(
-                f"custom_hooks[{i}], {name}, does not run here{unknown}; of custom hooks only "
-                f"{', '.join(_NAMES)} do"
-            )
-    for hook in (cfg.get("log_config") or {}).get("hooks") or ():
-        if (name := hook.get("type")) not in _REPLACED:
-            said.append(
-                f"log_config.hooks: {name} does not run here; losses and scores go to "
-                "metrics.jsonl in the folder of the training, in a sweep to its tracking server"
-            )
-    if any(step[0] != "train" for step in cfg.get("workflow") or ()):
-        said.append(
-            "workflow: the losses of the validation set are not computed; `evaluation` says when "
-            "the detector is scored on it"
-        )
-    return tuple(said)
+ACTING = tuple(hook.__name__ for hook in _AVERAGING)
+"""Hooks of ``custom_hooks`` that run here."""
 
 
 def averaging_hook(cfg: Config) -> Any | None:
@@ -52,7 +29,7 @@ def averaging_hook(cfg: Config) -> Any | None:
     Raises:
         PlanError: If there are several, or its settings cannot be followed.
     """
-    found = [hook for hook in cfg.get("custom_hooks") or () if hook.get("type") in _NAMES]
+    found = [hook for hook in cfg.get("custom_hooks") or () if hook.get("type") in ACTING]
     if not found:
         return None
     if len(found) > 1:

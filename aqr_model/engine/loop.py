@@ -1,6 +1,5 @@
 """The training loop: build, step, save, score at the rungs, report."""
 
-import logging
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
@@ -16,10 +15,11 @@ from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 
 from aqr_model.cmt.loss.step_totals import StepTotals
+from aqr_model.engine import config_keys
 from aqr_model.engine.batches import Split, seed_everything, to_device, training_batches
 from aqr_model.engine.distributed import Workers, local_device, together, without_exchange
 from aqr_model.engine.evaluator import set_epoch
-from aqr_model.engine.hooks import AVERAGED_KEY, idle_settings
+from aqr_model.engine.hooks import AVERAGED_KEY
 from aqr_model.engine.nonfinite import require_finite
 from aqr_model.engine.object_sampling import sampling_epochs
 from aqr_model.engine.optim.precision import overflow_reason
@@ -31,7 +31,17 @@ from aqr_model.report.reports import Report
 
 __all__ = ["Halted", "Plan", "Report", "Rung", "build_detector", "make_plan", "total_loss", "train"]
 
-logger = logging.getLogger(__name__)
+READS: config_keys.Reads = {
+    "seed": config_keys.WHOLE_FROM_0.or_none(),
+    "deterministic": config_keys.FLAG.or_none(),
+    "num_threads": config_keys.WHOLE_FROM_0.or_none(),
+    "data.train.**": config_keys.DATASETS.given(),
+    "data.samples_per_gpu": config_keys.WHOLE_ABOVE_0.given(),
+    "data.workers_per_gpu": config_keys.WHOLE_FROM_0.given(),
+    "optimizer_config.cumulative_iters": config_keys.WHOLE_ABOVE_0,
+    "optimizer_config.grad_clip.max_norm": config_keys.NORM,
+    "optimizer_config.grad_clip.norm_type": config_keys.NORM,
+}
 
 
 class Halted(Exception):
@@ -107,9 +117,6 @@ def _train(
     )
     dataset = build_dataset(cfg.data.train)
     plan = make_plan(cfg, len(dataset), num_parts=split.parts * split.num_ranks)
-    if workers.is_main:
-        for said in idle_settings(cfg):
-            logger.warning("%s", said)
     run = build_run(cfg, plan, workers, device, workdir, report)
     start, rungs_done = restore(run, resume_from)
     batches = training_batches(

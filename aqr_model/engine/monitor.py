@@ -13,8 +13,13 @@ from torch import nn
 from aqr_model.aqr import gradient_norms
 from aqr_model.aqr.observed import Observed, join, observe, to_host
 from aqr_model.aqr.statistics import describe, histograms_of
+from aqr_model.engine import config_keys
 from aqr_model.engine.distributed import Workers
 
+READS: config_keys.Reads = {
+    "picture_interval": config_keys.WHOLE_FROM_0.or_none(),
+    "picture_sample": config_keys.ANY,
+}
 HISTOGRAMS_NAME = "aqr_histograms.jsonl"
 # A file that grows is handed over anew whenever it has grown by this share.
 _GROWTH = 1.25

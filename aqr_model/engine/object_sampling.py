@@ -9,8 +9,12 @@ from typing import Any
 
 from mmcv import Config
 
+from aqr_model.engine import config_keys
 from aqr_model.engine.plan import PlanError
 
+READS: config_keys.Reads = {
+    "object_sampling_until_epoch": config_keys.NUMBER_FROM_0.or_none(),
+}
 SAMPLERS = ("UnifiedObjectSample", "ObjectSample")
 """Pipeline steps that paste objects: CMT's into both sensors, mmdet3d's into the points."""
 

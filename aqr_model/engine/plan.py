@@ -7,6 +7,21 @@ from typing import Any
 
 from mmcv import Config
 
+from aqr_model.engine import config_keys
+
+READS: config_keys.Reads = {
+    "total_epochs": config_keys.NUMBER_ABOVE_0.or_none(),
+    "runner.max_epochs": config_keys.NUMBER_ABOVE_0.or_none(),
+    "evaluation.interval": config_keys.NUMBER_ABOVE_0,
+    "evaluation.rungs": config_keys.SHARES,
+    "evaluation.val_shares": config_keys.SHARES,
+    "evaluation.by_epoch": config_keys.FLAG,
+    "checkpoint_config.interval": config_keys.INTERVAL,
+    "checkpoint_config.by_epoch": config_keys.FLAG,
+    "denoising_slots": config_keys.one_of("batch", "step"),
+    "log_config.interval": config_keys.WHOLE_ABOVE_0,
+}
+
 
 class PlanError(ValueError):
     """A setting of a training that cannot be followed, with what to write."""

@@ -5,11 +5,16 @@ from pathlib import Path
 
 from mmcv import Config
 
+from aqr_model.engine import config_keys
 from aqr_model.engine.plan import PlanError
 from aqr_model.engine.setup import Run
 from aqr_model.engine.weights.files import CheckpointError
 from aqr_model.engine.weights.states import TrainState, read_newest, save_state
 
+READS: config_keys.Reads = {
+    "resume_from": config_keys.TEXT.or_none(),
+    "auto_resume": config_keys.FLAG.or_none(),
+}
 LATEST = "latest.pth"
 
 

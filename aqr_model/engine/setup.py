@@ -10,6 +10,7 @@ from mmcv import Config
 from mmdet3d.models import build_model
 from torch import nn
 
+from aqr_model.engine import config_keys
 from aqr_model.engine.distributed import Workers
 from aqr_model.engine.evaluator import Evaluator
 from aqr_model.engine.hooks import Averaged, averaging_hook
@@ -24,6 +25,19 @@ from aqr_model.engine.weights.pretrained import Wanted, load_pretrained
 from aqr_model.report.reports import Report
 
 logger = logging.getLogger(__name__)
+
+READS: config_keys.Reads = {
+    "model.**": config_keys.SECTION.given(),
+    "train_cfg.**": config_keys.SECTION.or_none(),
+    "test_cfg.**": config_keys.SECTION.or_none(),
+    "load_from": config_keys.TEXT.or_none(),
+    "load_parts": config_keys.NAME_OR_NAMES.or_none(),
+    "load_averaged": config_keys.FLAG.or_none(),
+    "load_types": config_keys.NAME_OR_NAMES.or_none(),
+    "lr_config.**": config_keys.SECTION.or_none(),
+    "momentum_config.**": config_keys.SECTION.or_none(),
+    "find_unused_parameters": config_keys.FLAG.or_none(),
+}
 
 
 def build_detector(cfg: Config) -> nn.Module:

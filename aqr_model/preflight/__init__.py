@@ -1,4 +1,5 @@
-"""Reading a config, and what is checked before anything starts.
+"""Whether a training can start from a config, and what of the config does nothing.
 
-A training that cannot run is refused at once, with every reason.
+`checks.preflight` is asked by the commands and, for every sweep, by `launch`; `reading` reads
+configs, `dotted` and `keys` know their keys. May import all rooms but the commands beside it.
 """

@@ -9,7 +9,6 @@ import typer
 from mmcv import Config, DictAction
 
 from aqr_model.preflight.reading import ConfigError, apply_overrides, load_config
-from aqr_model.preflight.types import BUILT_SECTIONS, require_known_types
 
 # With it, `--cfg-options a=1 b=2` works as in mmcv's tools: the rest reaches the context.
 TAKES_OPTIONS = {"allow_extra_args": True}
@@ -24,7 +23,6 @@ def given_config(
     path: Path,
     options: Sequence[str] | None,
     context: typer.Context,
-    sections: Sequence[str] = BUILT_SECTIONS,
 ) -> Config:
     """Read a config file and set what the command line says.
 
@@ -32,10 +30,9 @@ def given_config(
         path: The config.
         options: After `--cfg-options`, KEY=VALUE each.
         context: Of the command; its extra arguments are further options.
-        sections: Those whose types must be known.
 
     Raises:
-        ConfigError: If the file, an option or a type cannot be meant.
+        ConfigError: If the file or an option cannot be meant.
     """
     cfg = load_config(path)
     if context.args and not options:
@@ -45,7 +42,6 @@ def given_config(
         apply_overrides(cfg, given)
     except (KeyError, TypeError) as error:
         raise ConfigError(f"--cfg-options must set keys of the config, but: {error}") from error
-    require_known_types(cfg, sections)
     return cfg
 
 

@@ -1,14 +1,11 @@
 """Whether a config reads, loads and masks the same sensors, before anything is built."""
 
-import logging
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from mmcv import Config
 
-from aqr_model.preflight.reading import ConfigError
-
-logger = logging.getLogger(__name__)
+from aqr_model.preflight.findings import Findings
 
 _COLLECTED = {"lidar": "points", "camera": "img"}
 _LOADERS = {
@@ -18,26 +15,23 @@ _LOADERS = {
 Fault = tuple[str, str]  # dotted key, what must hold there
 
 
-def require_agreeing_sensors(cfg: Config, splits: Sequence[str] = ("train", "val")) -> None:
-    """Refuse a config whose head reads other sensors than its data sets give.
-
-    What is asked for and read by nobody is a warning.
+def check_sensors(
+    cfg: Config, findings: Findings, splits: Sequence[str] = ("train", "val")
+) -> None:
+    """Check that the head reads the sensors that the data sets give.
 
     Args:
         cfg: A config; ``import aqr_model`` must have registered the project's types.
+        findings: Take every fault, and what is asked for and read by nobody.
         splits: Keys of ``data`` to look at.
-
-    Raises:
-        ConfigError: With all faults, each with its key.
     """
-    faults = list(sensor_faults(cfg, splits))
-    if faults:
-        raise ConfigError("\n".join(f"{key} {text}" for key, text in faults))
-    for key, text in idle_sensors(cfg, splits):
-        logger.warning("%s %s", key, text)
+    for key, text in _faults(cfg, splits):
+        findings.refuse(key, text)
+    for key, text in _idle(cfg, splits):
+        findings.warn(key, text)
 
 
-def sensor_faults(cfg: Config, splits: Sequence[str] = ("train", "val")) -> Iterator[Fault]:
+def _faults(cfg: Config, splits: Sequence[str]) -> Iterator[Fault]:
     """Where the sensors of a config disagree."""
     head, read = _head(cfg)
     if len(read) == 1 and cfg.model.pts_bbox_head.get("enable_aqr"):
@@ -69,7 +63,7 @@ def sensor_faults(cfg: Config, splits: Sequence[str] = ("train", "val")) -> Iter
                 )
 
 
-def idle_sensors(cfg: Config, splits: Sequence[str] = ("train", "val")) -> Iterator[Fault]:
+def _idle(cfg: Config, splits: Sequence[str]) -> Iterator[Fault]:
     """What a config asks of sensors that its head does not read."""
     head, read = _head(cfg)
     for sensor in [sensor for sensor in _LOADERS if read and sensor not in read]:

@@ -3,11 +3,10 @@
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
-from mmcv import Config
-
-from aqr_model.preflight.reading import ConfigError, listed
+from mmcv.utils import Registry
 
 BUILT_SECTIONS = ("model", "data", "optimizer")
 """Sections of a config whose types are built from registries."""
@@ -31,38 +30,51 @@ class UnknownType:
     nearest: str | None
 
     def __str__(self) -> str:
-        return f"{self.name} at {self.place}" + (f" (nearest: {self.nearest})" * bool(self.nearest))
+        near = f"; the nearest name is {self.nearest}" if self.nearest else ""
+        return (
+            f"must have a `type` that is registered, but {self.name} is not{near}. Correct the"
+            " name, or take the part out."
+        )
 
 
-def unknown_types(cfg: Config, sections: Sequence[str] = BUILT_SECTIONS) -> tuple[UnknownType, ...]:
+def unknown_types(
+    config: Mapping[str, Any], sections: Sequence[str] = BUILT_SECTIONS
+) -> tuple[UnknownType, ...]:
     """Type names that are registered nowhere, all of them, in the order of the config.
 
     Args:
-        cfg: A config; ``import aqr_model`` must have registered the project's types.
+        config: A config; ``import aqr_model`` must have registered the project's types.
         sections: Top-level keys to search.
     """
-    known = _registered_names().union(_UNREGISTERED)
+    known: set[str] = {*_UNREGISTERED, *(n for each in registries() for n in each.module_dict)}
     return tuple(
         UnknownType(name=name, place=place, nearest=_nearest(name, known))
         for section in sections
-        for place, name in _types(cfg._cfg_dict.get(section), section)
+        for place, name in _types(config.get(section), section)
         if name not in known
     )
 
 
-def require_known_types(cfg: Config, sections: Sequence[str] = BUILT_SECTIONS) -> None:
-    """Refuse a config with types that are registered nowhere, before anything is built.
+@cache
+def registries() -> tuple[Registry, ...]:
+    """All registries of mmcv, mmdet and mmdet3d that a config's types are built from."""
+    from mmcv.cnn.bricks import registry as bricks
+    from mmcv.cnn.builder import MODELS
+    from mmcv.cnn.utils.weight_init import INITIALIZERS
+    from mmcv.runner.optimizer.builder import OPTIMIZERS
+    from mmdet.core.bbox import builder as boxes
+    from mmdet.core.bbox.iou_calculators.builder import IOU_CALCULATORS
+    from mmdet.core.bbox.match_costs.builder import MATCH_COST
+    from mmdet.datasets import builder as datasets_2d
+    from mmdet.models import builder as models_2d
+    from mmdet.models.utils import builder as parts_2d
+    from mmdet3d.datasets import builder as datasets_3d
+    from mmdet3d.models import builder as models_3d
 
-    Raises:
-        ConfigError: If there are any; all are named, with place and nearest registered name.
-    """
-    unknown = unknown_types(cfg, sections)
-    if unknown:
-        names = ", ".join(dict.fromkeys(entry.name for entry in unknown))
-        raise ConfigError(
-            f"every type of a config must be registered, but these are not: {names}. Correct the "
-            "name, or take the step out." + listed("where", [str(entry) for entry in unknown])
-        )
+    modules = (bricks, boxes, datasets_2d, models_2d, parts_2d, datasets_3d, models_3d)
+    found = [value for module in modules for value in vars(module).values()]
+    found += [MODELS, INITIALIZERS, OPTIMIZERS, IOU_CALCULATORS, MATCH_COST]
+    return tuple({id(each): each for each in found if isinstance(each, Registry)}.values())
 
 
 def _types(node: Any, place: str) -> Iterator[tuple[str, str]]:
@@ -76,29 +88,6 @@ def _types(node: Any, place: str) -> Iterator[tuple[str, str]]:
     elif isinstance(node, Sequence) and not isinstance(node, str):
         for i, inner in enumerate(node):
             yield from _types(inner, f"{place}.{i}")
-
-
-def _registered_names() -> set[str]:
-    """The names of all registries of mmcv, mmdet and mmdet3d."""
-    from mmcv.cnn.bricks import registry as bricks
-    from mmcv.cnn.builder import MODELS
-    from mmcv.cnn.utils.weight_init import INITIALIZERS
-    from mmcv.runner.optimizer.builder import OPTIMIZERS
-    from mmcv.utils import Registry
-    from mmdet.core.bbox import builder as boxes
-    from mmdet.core.bbox.iou_calculators.builder import IOU_CALCULATORS
-    from mmdet.core.bbox.match_costs.builder import MATCH_COST
-    from mmdet.datasets import builder as datasets_2d
-    from mmdet.models import builder as models_2d
-    from mmdet.models.utils import builder as parts_2d
-    from mmdet3d.datasets import builder as datasets_3d
-    from mmdet3d.models import builder as models_3d
-
-    modules = (bricks, boxes, datasets_2d, models_2d, parts_2d, datasets_3d, models_3d)
-    found = [value for module in modules for value in vars(module).values()]
-    found += [MODELS, INITIALIZERS, OPTIMIZERS, IOU_CALCULATORS, MATCH_COST]
-    registries = [value for value in found if isinstance(value, Registry)]
-    return {name for registry in registries for name in registry.module_dict}
 
 
 def _nearest(name: str, known: set[str]) -> str | None:

@@ -4,7 +4,7 @@ import pytest
 from typer.testing import CliRunner
 
 from aqr_model import evaluate, publish, train, visualize
-from aqr_model.report.user_errors import USER_ERROR
+from aqr_model.user_errors import USER_ERROR
 
 ROOT = Path(__file__).parents[2]
 NANO = str(ROOT / "aqr_model" / "configs" / "cmt_nano.py")
@@ -16,7 +16,7 @@ DOUBLED = str(ROOT / "tests" / "data" / "users" / "r50_doubled.py")
     [
         (train, [DOUBLED], "assigns `model` twice, in lines 4 and 11"),
         (train, ["no_such_config.py"], "no_such_config.py"),
-        (evaluate, [NANO, "no_such.pth"], "a checkpoint must stand at no_such.pth"),
+        (evaluate, [NANO, "no_such.pth"], "'no_such.pth' is not there"),
         (evaluate, [DOUBLED, "no_such.pth"], "assigns `model` twice"),
         (publish, [NANO, "no_such.pth", "out.pth"], "a checkpoint must stand at no_such.pth"),
         (visualize, [DOUBLED, "no_such.pth"], "assigns `model` twice"),

@@ -3,27 +3,19 @@ import subprocess
 import sys
 
 import pytest
+from own_config import write_config
 from typer.testing import CliRunner
 
 from launch.cli import app
 
-# The command line loads the detector package for its knobs, and mmcv for configs.
-CONFIG = """
-model = dict(pts_bbox_head=dict(enable_aqr=True, modulator_config=dict(residual_weight=0.7)))
-data = dict(
-    samples_per_gpu=2,
-    train=dict(type="CBGSDataset", dataset=dict(ann_file="data/train.pkl")),
-    val=dict(ann_file="data/val.pkl"),
-)
-total_epochs = 6
-"""
 SPEC = """\
 name: demo
-train: {config: base.py, load_from: data/start.pth, epochs: 2}
+train: {config: own.py, epochs: 2}
 objective: {metric: NDS, noise: 0.002}
 space:
   residual_weight: {low: 0.3, high: 0.9}
   model.pts_bbox_head.enable_aqr: {choices: [true, false]}
+search: {sampler: random}
 stopping: {rungs: [0.5, 1.0], val_shares: [0.25, 1.0]}
 budget: {trials: 3}
 """
@@ -36,17 +28,13 @@ space:
   gaussian_sigma: {low: 2.0, high: 0.6}
 buget: {trials: 3}
 """
-FILES = ("start.pth", "train.pkl", "val.pkl")
 
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    (tmp_path / "base.py").write_text(CONFIG)
+    write_config(tmp_path)
     (tmp_path / "good.yaml").write_text(SPEC)
     (tmp_path / "bad.yaml").write_text(BAD)
-    (tmp_path / "data").mkdir()
-    for name in FILES:
-        (tmp_path / "data" / name).touch()
     monkeypatch.chdir(tmp_path)
     for name in ("AQR_ROOT", "AQR_ADDRESS"):
         monkeypatch.delenv(name, raising=False)
@@ -111,23 +99,32 @@ def test_all_mistakes_of_a_spec_come_at_once_with_their_places(folder):
 
 
 def test_files_that_a_spec_names_must_be_there(folder):
-    for name in FILES:
-        (folder / "data" / name).unlink()
+    for name in ("train", "val"):
+        (folder / "data" / f"{name}.pkl").unlink()
+    (folder / "good.yaml").write_text(SPEC.replace("epochs: 2", "load_from: start.pth, epochs: 2"))
     refused = call("plan", "good.yaml")
     assert refused.exit_code == 2
-    assert "data.train.dataset.ann_file 'data/train.pkl' and data.val.ann_file" in refused.stderr
+    assert "data.train.ann_file 'data/train.pkl' and data.val.ann_file" in refused.stderr
     assert "make data" in refused.stderr
-    assert "train.load_from: must name a checkpoint file, but 'data/start.pth'" in refused.stderr
+    assert "train.load_from: must name a checkpoint file, but 'start.pth'" in refused.stderr
     assert refused.stderr.splitlines()[-1] == "2 mistakes; nothing was started."
+
+
+def test_an_info_file_that_cannot_be_read_is_said(folder):
+    (folder / "data" / "train.pkl").write_bytes(b"")
+    refused = call("plan", "good.yaml")
+    assert refused.exit_code == 2
+    assert "data/train.pkl must be an info file" in refused.stderr
+    assert "aqr_model.data.prepare" in refused.stderr
 
 
 # mmcv leaves a temporary file open when a config raises.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_config_that_does_not_load_is_a_mistake_of_the_spec(folder):
-    (folder / "base.py").write_text("model = dict(\n")
+    (folder / "own.py").write_text("model = dict(\n")
     refused = call("plan", "good.yaml")
     assert refused.exit_code == 2
-    assert "good.yaml:2:9: train.config: must be a config that loads, but " in refused.stderr
+    assert "own.py must be a config that loads, but it raises SyntaxError" in refused.stderr
 
 
 def test_a_plan_tells_what_would_run(folder):
@@ -135,15 +132,15 @@ def test_a_plan_tells_what_would_run(folder):
     assert shown.exit_code == 0, shown.stderr
     text = " ".join(shown.output.split())
     for part in (
-        "the control (AQR off) + 3, chosen by gp, seed 0",
+        "the control (AQR off) + 3, chosen by random, seed 0",
         "at most 4 full trainings",
         "unknown until the first trial",
         "runs/demo",
         "embedded, runs/mlflow.db",
         "residual_weight 0.3 to 0.9 ...modulator_config.residual_weight",
         "enable_aqr one of True, False",
-        "50% 1 25% stops or goes on",
-        "100% 2 100% has its result",
+        "50% 1 50 25% stops or goes on",
+        "100% 2 100 100% has its result",
         "aqr-sweep run good.yaml",
     ):
         assert part in text

@@ -1,6 +1,5 @@
-import pickle
-
 import pytest
+from own_config import write_config
 from typer.testing import CliRunner
 
 from launch.cli import app
@@ -8,19 +7,10 @@ from launch.forecasting import cluster_slots
 from sweeps.record import Ledger, RungResult
 from sweeps.spec import load_copy, parse_spec
 
-CONFIG = """
-model = dict(pts_bbox_head=dict(enable_aqr=True, modulator_config=dict(residual_weight=0.7)))
-data = dict(
-    samples_per_gpu=2,
-    train=dict(type="NuScenesDataset", ann_file="data/train.pkl"),
-    val=dict(ann_file="data/val.pkl"),
-)
-total_epochs = 6
-"""
 # 100 samples in batches of 2, 2 epochs: 100 iterations of 36 s are an hour.
 SPEC = """\
 name: demo
-train: {config: base.py, epochs: 2, seconds_per_iter: 36}
+train: {config: own.py, epochs: 2, seconds_per_iter: 36}
 objective: {metric: NDS}
 space:
   residual_weight: {low: 0.3, high: 0.9}
@@ -34,12 +24,8 @@ resources: {cpus: 1, concurrent: 1}
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    (tmp_path / "base.py").write_text(CONFIG)
+    write_config(tmp_path)
     (tmp_path / "demo.yaml").write_text(SPEC)
-    (tmp_path / "data").mkdir()
-    for name in ("train", "val"):
-        with (tmp_path / "data" / f"{name}.pkl").open("wb") as file:
-            pickle.dump({"infos": [{}] * 100}, file)
     monkeypatch.chdir(tmp_path)
     for name in ("AQR_ROOT", "AQR_ADDRESS", "RAY_ADDRESS"):
         monkeypatch.delenv(name, raising=False)
@@ -116,7 +102,7 @@ def test_an_iteration_is_a_step_of_the_optimizer(folder, accumulated, gpus, iter
     extra = (
         "" if accumulated is None else f"optimizer_config = dict(cumulative_iters={accumulated})"
     )
-    (folder / "base.py").write_text(CONFIG + extra)
+    write_config(folder, extra)
     resources = f"resources: {{cpus: {max(1, gpus)}, gpus: {gpus}, concurrent: 1}}"
     (folder / "demo.yaml").write_text(
         SPEC.replace("resources: {cpus: 1, concurrent: 1}", resources)

@@ -10,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aqr_model.knobs import KNOBS
-from launch.checks import missing
+from aqr_model.preflight.dotted import has_key
+from launch.checks import check_trainings
 from launch.opening import open_spec
-from launch.training import build_training, has_key, load_base, resolve
+from launch.training import build_training, load_base, resolve
 from launch.workplace import Workplace
 from sweeps.spec import SweepSpec, parse_spec
 
@@ -191,12 +192,15 @@ def test_sensors_that_disagree_are_a_mistake_of_the_spec() -> None:
         "space: {base_lr: {low: 0.001, high: 0.01}}\nsearch: {sampler: random}\n"
         "budget: {trials: 1}\n"
     )
-    base = load_base(ROOT / "aqr_model/configs/cmt_lidar_nano.py")
-    key = "model.pts_bbox_head.enable_aqr"
+    config = ROOT / "aqr_model/configs/cmt_lidar_nano.py"
+    base, key = load_base(config), "model.pts_bbox_head.enable_aqr"
     for overrides, faults in (("{seed: 0}", 0), (f"{{{key}: true}}", 1)):
         spec = parse_spec(
             text.replace("{seed: 0}", overrides), source="s", knobs=KNOBS, has_key=bool
         )
-        found = [t for _, t in missing(spec, build_training(spec, base, root=ROOT)) if key in t]
+        training = build_training(spec, base, root=ROOT)
+        problems = check_trainings(spec, training, config, files=False).problems
+        found = [(place, said) for place, said in problems if "CmtLidarHead" in said]
         assert len(found) == faults
-    assert found[0].startswith(f"its sensors must agree, but {key} must be False for CmtLidarHead")
+    assert found[0] == (("train", "overrides", key), found[0][1])
+    assert found[0][1].startswith("must be False for CmtLidarHead")

@@ -7,7 +7,7 @@ import pytest
 from mmcv import Config
 
 from launch import training
-from launch.training import CmtTraining, build_training, has_key, resolve
+from launch.training import CmtTraining, build_training, resolve
 from sweeps.spec import parse_spec
 
 BASE = {
@@ -43,6 +43,9 @@ def knobs(monkeypatch):
     config = ModuleType("aqr_model.preflight.reading")
     config.apply_overrides = lambda cfg, overrides: cfg.merge_from_dict(dict(overrides))
     monkeypatch.setitem(sys.modules, "aqr_model.preflight.reading", config)
+    dotted = ModuleType("aqr_model.preflight.dotted")
+    dotted.addressed = lambda overrides, config: dict(overrides)
+    monkeypatch.setitem(sys.modules, "aqr_model.preflight.dotted", dotted)
 
 
 def test_a_trial_trains_with_the_spec_and_then_its_parameters(spec, knobs, tmp_path):
@@ -118,34 +121,10 @@ def test_the_base_is_plain_data_with_all_that_it_inherits(tmp_path):
     assert type(base["model"]["b"][0]) is dict
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("model = dict(a=1)\nmodel = dict(b=2)\n", r"assigns `model` twice, in lines 1 and 2"),
-        ("model = dict(type='CmtDetectr')\n", r"not: CmtDetectr\.(.|\n)*nearest: CmtDetector"),
-    ],
-)
-def test_a_base_that_cannot_be_meant_is_refused(tmp_path, text, message):
-    (tmp_path / "own.py").write_text(text)
-    with pytest.raises(ValueError, match=message):
+def test_a_base_that_cannot_be_meant_is_refused(tmp_path):
+    (tmp_path / "own.py").write_text("model = dict(a=1)\nmodel = dict(b=2)\n")
+    with pytest.raises(ValueError, match=r"assigns `model` twice, in lines 1 and 2"):
         training.load_base(tmp_path / "own.py")
-
-
-@pytest.mark.parametrize(
-    ("key", "expected"),
-    [
-        ("model.head.enable_aqr", True),
-        ("model.head.heads.1.n", True),
-        ("model.head.heads.2.n", False),
-        ("model.head.heads.x", False),
-        ("model.head.nothing", False),
-        ("model.head.enable_aqr.deeper", False),
-        ("load_from", True),
-        ("window.0", True),
-    ],
-)
-def test_dotted_keys_are_found(key, expected):
-    assert has_key(BASE, key) is expected
 
 
 def test_an_override_that_leads_through_a_number_is_refused():

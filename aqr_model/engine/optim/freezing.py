@@ -20,9 +20,15 @@ from mmcv import Config
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from aqr_model.engine import config_keys
 from aqr_model.engine.optim.param_groups import matching_key
 
 logger = logging.getLogger(__name__)
+
+READS: config_keys.Reads = {
+    "freeze": config_keys.NAMES.or_none(),
+    "norm_eval": config_keys.NAMES.or_none(),
+}
 
 
 @dataclass(frozen=True, kw_only=True)

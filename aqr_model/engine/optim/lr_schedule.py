@@ -17,7 +17,7 @@ import torch
 from mmcv import Config
 from mmcv.runner import HOOKS, Hook
 
-from aqr_model.preflight.reading import ConfigError
+from aqr_model.engine.config_keys import ConfigError
 
 _ENDINGS = {"lr_config": "LrUpdaterHook", "momentum_config": "MomentumUpdaterHook"}
 

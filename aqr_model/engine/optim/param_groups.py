@@ -1,6 +1,5 @@
 """Parameter groups: which rate each parameter learns with, by name, today."""
 
-import logging
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -9,9 +8,25 @@ from mmcv.runner import build_optimizer
 from torch import nn
 
 from aqr_model.aqr.schedules import make_schedule
+from aqr_model.engine import config_keys
 from aqr_model.engine.optim.lr_schedule import Schedule
 
-logger = logging.getLogger(__name__)
+_GROUPS = "optimizer.paramwise_cfg"
+# What mmcv's DefaultOptimizerConstructor reads, and the schedule of a key.
+READS: config_keys.Reads = {
+    "optimizer.type": config_keys.TEXT.given(),
+    "optimizer.lr": config_keys.NUMBER_ABOVE_0.given(),
+    "optimizer.*": config_keys.ANY,
+    f"{_GROUPS}.custom_keys.*.lr_mult": config_keys.NUMBER_FROM_0,
+    f"{_GROUPS}.custom_keys.*.decay_mult": config_keys.NUMBER_FROM_0,
+    f"{_GROUPS}.custom_keys.*.lr_mult_schedule.**": config_keys.ANY,
+    f"{_GROUPS}.bias_lr_mult": config_keys.NUMBER_FROM_0,
+    f"{_GROUPS}.bias_decay_mult": config_keys.NUMBER_FROM_0,
+    f"{_GROUPS}.norm_decay_mult": config_keys.NUMBER_FROM_0,
+    f"{_GROUPS}.dwconv_decay_mult": config_keys.NUMBER_FROM_0,
+    f"{_GROUPS}.dcn_offset_lr_mult": config_keys.NUMBER_FROM_0,
+    f"{_GROUPS}.bypass_duplicate": config_keys.FLAG,
+}
 
 # AQR's learned numbers, whose neutral values are 1 and 0: decay would switch the modulation off.
 _NEVER_DECAYED = ("modulation_scale", "modulation_bias")
@@ -44,7 +59,6 @@ def make_optimizer(model: nn.Module, config: Mapping[str, Any]) -> torch.optim.O
     """
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     keys = (config.get("paramwise_cfg") or {}).get("custom_keys") or {}
-    _tell_idle(keys, names.values())
     optimizer = build_optimizer(model, _without_schedules(config))
     merged: dict[tuple[Any, ...], dict[str, Any]] = {}
     for group in optimizer.param_groups:
@@ -125,13 +139,3 @@ def _without_schedules(config: Mapping[str, Any]) -> dict[str, Any]:
     if paramwise:
         plain["paramwise_cfg"] = paramwise
     return plain
-
-
-def _tell_idle(keys: Iterable[str], names: Iterable[str]) -> None:
-    names = list(names)
-    decisive = {matching_key(name, keys) for name in names}
-    if idle := [key for key in keys if key not in decisive]:
-        logger.info(
-            "no parameter of the model has the custom_keys %s: their settings change nothing",
-            ", ".join(idle),
-        )

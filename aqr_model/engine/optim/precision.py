@@ -12,6 +12,17 @@ import torch
 from mmcv import Config
 from torch import nn
 
+from aqr_model.engine import config_keys
+
+READS: config_keys.Reads = {
+    "bf16": config_keys.FLAG.or_none(),
+    "fp16": config_keys.ANY,
+    "fp16.loss_scale.**": config_keys.ANY,
+    "optimizer_config.type": config_keys.TEXT,
+    "optimizer_config.loss_scale.**": config_keys.ANY,
+    "optimizer_config.custom_fp16.**": config_keys.SECTION,
+}
+
 MIN_LOSS_SCALE = 1.0
 """A dynamic scale below it means that the gradients themselves are not finite."""
 

@@ -11,7 +11,7 @@ from recorder import Recorder
 
 from aqr_model.data.errors import DataError
 from aqr_model.engine.evaluator import Evaluator
-from aqr_model.report.user_errors import USER_ERROR
+from aqr_model.user_errors import USER_ERROR
 from aqr_model.train import train
 
 

@@ -1,6 +1,4 @@
-"""Hooks of a config: averaged weights through a whole training, and what is only named."""
-
-import logging
+"""Hooks of a config: averaged weights through a whole training."""
 
 import pytest
 import torch
@@ -10,7 +8,7 @@ from typer.testing import CliRunner
 
 from aqr_model import evaluate
 from aqr_model.engine.evaluator import Evaluator
-from aqr_model.engine.hooks import AVERAGED_KEY, Averaged, averaging_hook, idle_settings
+from aqr_model.engine.hooks import AVERAGED_KEY, Averaged, averaging_hook
 from aqr_model.engine.plan import PlanError
 from aqr_model.engine.setup import build_detector
 from aqr_model.engine.weights.files import CheckpointError
@@ -151,36 +149,3 @@ def test_a_training_that_began_without_averages_cannot_go_on_with_them(
 def test_an_ema_hook_that_cannot_be_followed_is_refused(hooks, said):
     with pytest.raises(PlanError, match=said):
         averaging_hook(Config({"custom_hooks": hooks}))
-
-
-# --- what does not act ------------------------------------------------------------------------
-
-
-def test_what_does_not_act_is_named(nano_cfg, tmp_path, caplog):
-    cfg = nano_cfg(
-        custom_hooks=[EMA, {"type": "NumClassCheckHook"}, {"type": "NoSuchHook"}],
-        workflow=[("train", 1), ("val", 1)],
-        **{"log_config.hooks": [{"type": "TextLoggerHook"}, {"type": "TensorboardLoggerHook"}]},
-    )
-    said = idle_settings(cfg)
-    assert [line.split(",")[0].split(":")[0] for line in said] == [
-        "custom_hooks[1]",
-        "custom_hooks[2]",
-        "log_config.hooks",
-        "workflow",
-    ]
-    assert "no registry has it" not in said[0]
-    assert "NoSuchHook, does not run here, and no registry has it" in said[1]
-    assert "TensorboardLoggerHook does not run" in said[2]
-    with caplog.at_level(logging.WARNING), pytest.raises(KeyError):
-        train(cfg, workdir=tmp_path, report=Recorder(stop_at=1))
-    assert set(said) <= {record.getMessage() for record in caplog.records}
-
-
-def test_the_shipped_configs_ask_for_nothing_idle():
-    from pathlib import Path
-
-    from aqr_model.preflight.reading import load_config
-
-    for path in Path("aqr_model/configs").glob("*.py"):
-        assert idle_settings(load_config(path)) == (), path

@@ -1,6 +1,5 @@
 """A config whose head, data sets and pipelines disagree about sensors is refused by name."""
 
-import logging
 from pathlib import Path
 
 import pytest
@@ -8,9 +7,10 @@ from mmcv import Config
 from typer.testing import CliRunner
 
 from aqr_model import evaluate, train, visualize
-from aqr_model.preflight.reading import ConfigError, load_config
-from aqr_model.preflight.sensors import require_agreeing_sensors, sensor_faults
-from aqr_model.report.user_errors import USER_ERROR
+from aqr_model.preflight.findings import Findings
+from aqr_model.preflight.reading import load_config
+from aqr_model.preflight.sensors import check_sensors
+from aqr_model.user_errors import USER_ERROR
 
 CONFIGS = Path("aqr_model/configs").resolve()
 USERS = Path("tests/data/users")
@@ -22,15 +22,19 @@ def changed(name: str, **overrides) -> Config:
     return cfg
 
 
+def found(cfg: Config, splits=("train", "val")) -> Findings:
+    findings = Findings()
+    check_sensors(cfg, findings, splits)
+    return findings
+
+
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.py")), ids=lambda path: path.stem)
-def test_the_shipped_configs_agree(path, caplog):
-    with caplog.at_level(logging.WARNING):
-        require_agreeing_sensors(load_config(path))
-    assert not caplog.records
+def test_the_shipped_configs_agree(path):
+    assert found(load_config(path)) == Findings()
 
 
 def test_configs_in_the_users_vocabulary_agree():
-    require_agreeing_sensors(load_config(USERS / "r50_base.py"))
+    assert found(load_config(USERS / "r50_base.py")) == Findings()
 
 
 @pytest.mark.parametrize(
@@ -82,33 +86,29 @@ def test_configs_in_the_users_vocabulary_agree():
 )
 def test_where_sensors_disagree_is_named(name, overrides, key, said):
     cfg = changed(name, **overrides)
-    assert [found for found, _ in sensor_faults(cfg)] == [key]
-    with pytest.raises(ConfigError) as caught:
-        require_agreeing_sensors(cfg)
-    assert str(caught.value).startswith(f"{key} ")
-    assert said in str(caught.value)
+    (error,) = found(cfg).errors
+    assert error.key == key
+    assert said in error.text
 
 
 def test_all_that_disagrees_is_said_at_once():
     cfg = load_config(CONFIGS / "cmt_nano.py")
     cfg.model.pts_bbox_head.type = "CmtImageHead"
     cfg.data.val.modality = {"use_lidar": True}
-    with pytest.raises(ConfigError) as caught:
-        require_agreeing_sensors(cfg)
-    assert len(str(caught.value).splitlines()) == 3  # both pipelines' keys, and a flag
-    require_agreeing_sensors(changed("lidar_nano"), ("val",))
+    assert len(found(cfg).errors) == 3  # both pipelines' keys, and a flag
+    assert len(found(cfg, ("train",)).errors) == 1
 
 
-def test_what_nobody_reads_is_a_warning(caplog):
+def test_what_nobody_reads_is_a_warning():
     """The public camera config sets `use_lidar` and loads no points."""
     cfg = changed("camera_nano", **{"data.train.modality.use_lidar": True})
     points = {"type": "LoadPointsFromFile", "coord_type": "LIDAR", "load_dim": 5}
     cfg.data.train.pipeline.insert(0, points)
-    with caplog.at_level(logging.WARNING):
-        require_agreeing_sensors(cfg)
-    assert [record.getMessage() for record in caplog.records] == [
-        "data.train.modality.use_lidar changes nothing: CmtImageHead reads no lidar.",
-        "data.train.pipeline.0 (LoadPointsFromFile) reads files for nothing: CmtImageHead reads no"
+    findings = found(cfg)
+    assert findings.errors == []
+    assert [str(warning) for warning in findings.warnings] == [
+        "data.train.modality.use_lidar: changes nothing: CmtImageHead reads no lidar.",
+        "data.train.pipeline.0: (LoadPointsFromFile) reads files for nothing: CmtImageHead reads no"
         " lidar.",
     ]
 

@@ -9,12 +9,13 @@ from mmdet3d.models import build_model
 from torch import nn
 
 import aqr_model  # noqa: F401  (registers)
-from aqr_model.knobs import KNOBS, to_overrides
-from aqr_model.preflight.reading import apply_overrides, load_config
+from aqr_model.knobs import to_overrides
+from aqr_model.preflight.checks import preflight
+from aqr_model.preflight.findings import Findings
+from aqr_model.preflight.reading import load_config
 from aqr_model.preflight.types import unknown_types
 
 CONFIGS = Path("aqr_model/configs")
-SHIPPED = sorted(path.name for path in CONFIGS.glob("*.py"))
 USERS = Path("tests/data/users")
 LOG = Path("../shared/data/logs/aqr_clamp1.5_residual0.7.log")
 FULL_SIZE = ("voxel0100_r50_800x320_cbgs", "voxel0075_vov_1600x640_cbgs")
@@ -53,12 +54,6 @@ def golden(name: str) -> dict[str, list[int]]:
     return json.loads(Path(f"tests/data/cmt_{name}.state_dict.json").read_text())
 
 
-@pytest.mark.parametrize("name", SHIPPED)
-def test_every_config_builds(name):
-    model = built(CONFIGS / name)
-    assert hasattr(model.pts_bbox_head, "aqr_weight_generator") == ("aqr" in name)
-
-
 @pytest.mark.parametrize("name", [*FULL_SIZE, *ONE_SENSOR])
 def test_the_plain_models_have_exactly_the_public_state_dict(name):
     assert shapes(built(CONFIGS / f"cmt_{name}.py")) == golden(name)
@@ -69,17 +64,6 @@ def test_aqr_adds_exactly_its_own_entries(name):
     ours = shapes(built(CONFIGS / f"cmt_aqr_{name}.py"))
     added = {f"pts_bbox_head.aqr_weight_generator.{k}": v for k, v in AQR_ENTRIES.items()}
     assert ours == golden(name) | added
-
-
-@pytest.mark.parametrize("name", ["nano", *FULL_SIZE])
-def test_the_aqr_configs_offer_every_field_of_the_semantics(name):
-    from dataclasses import fields
-
-    from aqr_model.aqr import AqrSemantics
-
-    head = load_config(CONFIGS / f"cmt_aqr_{name}.py").model.pts_bbox_head
-    semantics = dict(head.aqr_config.semantics)
-    assert semantics == {"preset": "right"} | {f.name: None for f in fields(AqrSemantics)}
 
 
 @pytest.mark.parametrize("name", FULL_SIZE)
@@ -111,10 +95,30 @@ def test_backbones_and_necks_do_not_move_in_fine_tuning(name):
 def test_configs_in_the_users_vocabulary_load_as_they_are(name):
     cfg = load_config(USERS / f"{name}.py")
     assert cfg.plugin_dir == "projects/mmdet3d_plugin/"
-    assert unknown_types(cfg) == ()
+    assert preflight(cfg, files=False).errors == []
     ours = shapes(built(USERS / f"{name}.py"))
     twin = "cmt_" if name == "r50_base" else "cmt_aqr_"
     assert ours == shapes(built(CONFIGS / f"{twin}{FULL_SIZE[0]}.py"))
+
+
+def test_what_of_a_users_config_does_nothing_is_named_with_its_line():
+    found = preflight(load_config(USERS / "r50_aqr.py"), files=False)
+    keys = "optimizer.paramwise_cfg.custom_keys"
+    parts = ("pts_voxel_encoder", "query_embed", "weight_renderer", "feature_modulator")
+    assert [warning.key for warning in found.warnings] == [
+        "log_config.hooks",  # TensorBoard's
+        *(f"{keys}.{part}" for part in parts),
+    ]
+    lines = (USERS / "r50_aqr.py").read_text().splitlines()
+    for part, warning in zip(parts, found.warnings[1:], strict=True):
+        assert f'"{part}"' in lines[int(warning.at.rpartition(" ")[2]) - 1]
+    assert ["[8, 5] are read as [9, 5]" in note.text for note in found.notes] == [True]
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.py")), ids=lambda path: path.stem)
+def test_of_the_shipped_configs_everything_does_something(path):
+    found = preflight(load_config(path), files=False)
+    assert found == Findings()
 
 
 def test_the_numbers_of_a_users_config_arrive():
@@ -150,22 +154,6 @@ def test_the_config_of_the_users_log_loads_and_its_detector_builds(tmp_path):
     assert unknown_types(cfg, sections=("model", "optimizer")) == ()
     ours = shapes(build_model(cfg.model))
     assert ours == shapes(built(CONFIGS / f"cmt_aqr_{FULL_SIZE[0]}.py"))
-
-
-@pytest.mark.parametrize("name", [name for name in SHIPPED if "aqr" in name])
-def test_every_knob_sets_keys_of_every_aqr_config(name):
-    cfg = load_config(CONFIGS / name)
-    for knob in KNOBS.values():
-        for key in knob.keys:
-            node = cfg
-            *parents, last = key.split(".")
-            for part in parents:
-                node = node[part]
-            # A schedule stands in place of a number, so no shipped config has both.
-            is_there = last in node or (last.isdigit() and int(last) < len(node))
-            assert is_there or knob.name.endswith("_schedule"), key
-        apply_overrides(cfg, to_overrides({knob.name: knob.default}))
-    build_model(cfg.model)
 
 
 def test_pure_search_axes_reach_no_config():

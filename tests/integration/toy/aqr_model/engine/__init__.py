@@ -1,0 +1,1 @@
+"""The toy's engine: what its training may raise."""

@@ -1,0 +1,1 @@
+"""Reads configs; the toy has nothing that could be wrong with them."""
