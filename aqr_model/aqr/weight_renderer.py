@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from . import kernels
+from .crossings import constant
 from .projection import Projection
 from .schedules import read_schedule
 from .semantics import AqrSemantics
@@ -253,7 +254,7 @@ class WeightRenderer(nn.Module):
         """[..., Q], [..., Q, 2] -> [..., rows, cols]."""
         # A place at an image's far edge is nearest to a token that would be one past the last.
         strength = torch.where(_inside(tokens, shape, margin=-1), strength, 0.0)
-        last = tokens.new_tensor(shape) - 1
+        last = constant(shape, tokens) - 1
         row, col = tokens.clamp(min=0).minimum(last).long().unbind(-1)
         largest = self.semantics.background == "zero"
         draw = kernels.token_max if largest else kernels.token_sum
@@ -338,7 +339,7 @@ class WeightRenderer(nn.Module):
 
 def _inside(tokens: Tensor, shape: tuple[int, int], *, margin: int) -> Tensor:
     """Whole places on a map less a margin at its far edges. [..., 2] -> [...]."""
-    limits = tokens.new_tensor(shape) - margin
+    limits = constant(shape, tokens) - margin
     return ((tokens >= 0) & (tokens < limits)).all(-1)
 
 

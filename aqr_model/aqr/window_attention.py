@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from .crossings import read
 from .encoder_config import EncoderSpec
 from .projection import Projection
 
@@ -62,9 +63,9 @@ def query_windows(projection: Projection, *, camera_size: int, bev_size: int) ->
     cells = projection.camera_cells.transpose(1, 2).flatten(0, 1)  # [B * Q, V, 2]
     seen_by = visible.sum(dim=1)
     numbers = torch.arange(views + 1, device=visible.device)
-    counts = (seen_by[:, None] == numbers).sum(dim=0).tolist()
+    counts = read([(seen_by[:, None] == numbers).sum(dim=0)], "queries by number of views")[0]
     groups = []
-    for num_views, queries in enumerate(seen_by.argsort(stable=True).split(counts)):
+    for num_views, queries in enumerate(seen_by.argsort(stable=True).split(counts.tolist())):
         if not len(queries):
             continue
         tokens, inside = [bev_tokens[queries]], [bev_inside[queries]]

@@ -15,6 +15,7 @@ from mmdet.models.utils.transformer import inverse_sigmoid
 from torch import Tensor, nn
 
 from aqr_model.aqr import BevGrid
+from aqr_model.aqr.crossings import places, upload
 from aqr_model.cmt import denoising, routing
 from aqr_model.cmt.decoder.transformer import memory_tokens
 from aqr_model.cmt.denoising import DenoisingQueries, DenoisingSpec, GroundTruth
@@ -39,8 +40,8 @@ class DecoderInputs:
     B batch, C channels, T memory tokens, P denoising slots, Q matching queries.
     """
 
-    memory: Tensor  # BEV tokens row by row, then cameras, routed. [T, B, C]
-    memory_pos: Tensor  # [T, B, C]
+    memory: Tensor  # BEV tokens row by row, then cameras, routed. [B, T, C]
+    memory_pos: Tensor  # [B, T, C]
     query_pos: Tensor  # [B, P + Q, C]
     reference_points: Tensor  # fractions of the point-cloud range. [B, P + Q, 3]
     denoising: DenoisingQueries | None
@@ -143,7 +144,10 @@ class CmtHead(BaseModule):
         )
         self.fp16_enabled = False  # mmcv's fp16 hook looks for it
 
-        self.loss_cls = build_loss(loss_cls)
+        self.loss_cls = build_loss(
+            dict(loss_cls)
+            | ({"type": "SigmoidFocalLoss"} if loss_cls["type"] == "FocalLoss" else {})
+        )
         self.loss_bbox = build_loss(loss_bbox)
         self.bbox_coder = build_bbox_coder(bbox_coder)
         self.point_range = PointRange.from_list(self.bbox_coder.pc_range)
@@ -262,8 +266,8 @@ class CmtHead(BaseModule):
     def _forward(self, x: Tensor, x_img: Tensor, img_metas: Sequence[Mapping[str, Any]]) -> Outputs:
         inputs = self.decoder_inputs(self.shared_conv(x), x_img, img_metas)
         queries = inputs.denoising
-        mask = None if queries is None else denoising.attention_mask(queries, self.num_query)
-        decoded = self.transformer(inputs.memory, inputs.memory_pos, inputs.query_pos, mask)
+        groups = None if queries is None else queries.groups
+        decoded = self.transformer(inputs.memory, inputs.memory_pos, inputs.query_pos, groups)
         return [
             [self._predict(head, decoded, inputs.reference_points, queries)]
             for head in self.task_heads
@@ -287,9 +291,9 @@ class CmtHead(BaseModule):
         reference = self.reference_points.weight.expand(len(img_metas), -1, -1)
         if queries is not None:
             reference = torch.cat([queries.reference_points, reference], dim=1)
-        memory_pos = memory_tokens(self._bev_pos(x), self._camera_pos(x_img, cameras))
+        memory_pos = memory_tokens(self._bev_pos(x), self._camera_pos(x_img, cameras), len(x))
         query_pos = self._query_pos(reference, cameras)
-        memory = memory_tokens(x, x_img)
+        memory = memory_tokens(x, x_img, len(x))
         if self.enable_aqr:
             # The denoising queries stand first.
             first = -self.num_query if self.aqr_semantics.queries == "matching" else 0
@@ -302,7 +306,7 @@ class CmtHead(BaseModule):
                 reference_points=reference[:, first:],
                 cameras=cameras,
             )
-            memory = memory_tokens(*self._route(inputs, img_metas))
+            memory = memory_tokens(*self._route(inputs, img_metas), len(x))
         return DecoderInputs(
             memory=memory,
             memory_pos=memory_pos,
@@ -326,8 +330,8 @@ class CmtHead(BaseModule):
         if self.collect_aqr:
             boxes = None
             if all("gt_bboxes_3d" in meta for meta in img_metas):
-                device = inputs.bev.device
-                boxes = [GroundTruth.from_meta(meta, device).boxes for meta in img_metas]
+                boxes = [GroundTruth.from_meta(meta).boxes for meta in img_metas]
+                boxes = upload(boxes, inputs.bev.device, "boxes for the statistics")
             self.last_aqr = routing.collected(inputs, routed, gt_boxes=boxes) | {
                 "renderer": self.weight_renderer,
                 "modulator": self.feature_modulator,
@@ -339,10 +343,11 @@ class CmtHead(BaseModule):
         self, img_metas: Sequence[Mapping[str, Any]], device: torch.device
     ) -> DenoisingQueries | None:
         return denoising.make_queries(
-            [GroundTruth.from_meta(meta, device) for meta in img_metas],
+            [GroundTruth.from_meta(meta) for meta in img_metas],
             num_query=self.num_query,
             spec=self.denoising,
             point_range=self.point_range,
+            device=device,
         )
 
     def _bev_pos(self, x: Tensor) -> Tensor:
@@ -379,7 +384,7 @@ class CmtHead(BaseModule):
         bev = self.bev_embedding(point_encoding(points, self.hidden_dim))
         pixels, visible = project(self.point_range.denormalise(points), cameras)
         # A point is seen by about one view of six: only those rays are embedded.
-        seen = visible.nonzero(as_tuple=True)
+        seen = places(visible, "views that see a query")
         rays = ray_points(
             pixels[seen], cameras.img2lidar[seen[:2]], self._depths(bev.device), self.point_range
         )
@@ -425,7 +430,7 @@ class CmtHead(BaseModule):
             raise ValueError("`train_cfg` must be given to compute losses.")
         device = preds_dicts[0][0]["cls_logits"].device
         truths = [
-            GroundTruth.from_instances(boxes, labels, device)
+            GroundTruth.from_instances(boxes, labels)
             for boxes, labels in zip(gt_bboxes_3d, gt_labels_3d, strict=True)
         ]
         with _full_precision(device):

@@ -1,10 +1,11 @@
-"""Multi-head attention of the CMT decoder, on torch's scaled_dot_product_attention.
+"""Attention of the CMT decoder, on torch's scaled_dot_product_attention, always without a mask.
 
-Both registered names compute the same function and honour every mask. They differ in what the
-configured rate of attention dropout does, see `PETRMultiheadFlashAttention`.
+Denoising queries may not be seen by others than their own group. A mask over all pairs would keep
+torch's flash kernel from being used; here each group is a batch entry of its own instead.
 """
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from mmcv.cnn.bricks.drop import build_dropout
@@ -14,13 +15,32 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
-class PackedAttention(nn.Module):
-    """Projections and attention core, with the parameter names of `nn.MultiheadAttention`.
+class Groups(NamedTuple):
+    """Denoising queries, which stand before the matching ones.
 
-    L query length, S key length, B batch, C channels, H heads.
+    A group's queries see each other and the matching queries; matching queries see none of them.
     """
 
-    def __init__(self, embed_dims: int, num_heads: int, *, dropout: float, bias: bool) -> None:
+    number: int
+    size: int  # queries of each
+
+    @property
+    def num_queries(self) -> int:
+        """Queries of all groups."""
+        return self.number * self.size
+
+
+class Memory(NamedTuple):
+    """Keys and values of one layer, projected. B batch, H heads, T tokens, d channels of a head."""
+
+    keys: Tensor  # [B, H, T, d]
+    values: Tensor  # [B, H, T, d]
+
+
+class PackedProjections(nn.Module):
+    """The projections of an attention, with the parameter names of `nn.MultiheadAttention`."""
+
+    def __init__(self, embed_dims: int, num_heads: int, *, bias: bool) -> None:
         """Create the projections: Xavier-uniform weights, zero biases if any."""
         super().__init__()
         if embed_dims % num_heads:
@@ -29,7 +49,6 @@ class PackedAttention(nn.Module):
                 f" {num_heads}. Change one of them."
             )
         self.num_heads = num_heads
-        self.dropout = dropout
         self.in_proj_weight = nn.Parameter(torch.empty(3 * embed_dims, embed_dims))
         self.in_proj_bias = nn.Parameter(torch.zeros(3 * embed_dims)) if bias else None
         self.out_proj = nn.Linear(embed_dims, embed_dims, bias=bias)
@@ -37,36 +56,26 @@ class PackedAttention(nn.Module):
         if bias:
             nn.init.zeros_(self.out_proj.bias)
 
-    def forward(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-        """Attend.
-
-        Args:
-            query: [L, B, C]
-            key: [S, B, C]
-            value: [S, B, C]
-            mask: In torch's own convention (True: attend; or additive), broadcastable to
-                [B, H, L, S].
-
-        Returns:
-            Projected context. [L, B, C]
-        """
-        weights = self.in_proj_weight.chunk(3)
+    def parts(self) -> list[tuple[Tensor, Tensor | None]]:
+        """Weight [C, C] and bias [C] of queries, keys and values."""
         biases = (None,) * 3 if self.in_proj_bias is None else self.in_proj_bias.chunk(3)
-        heads = [
-            F.linear(tokens, weight, bias).unflatten(-1, (self.num_heads, -1)).permute(1, 2, 0, 3)
-            for tokens, weight, bias in zip((query, key, value), weights, biases, strict=True)
-        ]
-        context = F.scaled_dot_product_attention(
-            *heads, attn_mask=mask, dropout_p=self.dropout if self.training else 0.0
-        )
-        return self.out_proj(context.permute(2, 0, 1, 3).flatten(2))
+        return list(zip(self.in_proj_weight.chunk(3), biases, strict=True))
+
+    def heads(self, tokens: Tensor, part: int) -> Tensor:
+        """Project to queries (0), keys (1) or values (2). [B, L, C] -> [B, H, L, d]."""
+        weight, bias = self.parts()[part]
+        return F.linear(tokens, weight, bias).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+
+    def joined(self, context: Tensor) -> Tensor:
+        """Project the heads' results back. [B, H, L, d] -> [B, L, C]."""
+        return self.out_proj(context.transpose(1, 2).flatten(2))
 
 
 @ATTENTION.register_module()
 class PETRMultiheadAttention(BaseModule):
     """Attention with position embeddings on queries and keys and an identity connection.
 
-    L query length, S key length, B batch, C channels, H heads.
+    B batch, Q queries, T memory tokens, C channels, H heads, d = C / H.
     """
 
     def __init__(
@@ -89,62 +98,66 @@ class PETRMultiheadAttention(BaseModule):
             proj_drop: Dropout on the projected output.
             dropout_layer: mmcv dropout on the branch, before the identity is added.
             dropout: Public configs' short form: sets `attn_drop` and the branch's dropout.
-            batch_first: Tokens come as [B, L, C] instead of [L, B, C].
+            batch_first: Unused: tokens always come as [B, L, C]; some configs carry it.
             init_cfg: mmcv's initialisation config.
         """
         super().__init__(init_cfg)
         if dropout is not None:
             attn_drop, dropout_layer = dropout, {"type": "Dropout", "drop_prob": dropout}
         self.embed_dims = embed_dims
-        self.num_heads = num_heads
-        self.batch_first = batch_first
-        self.attn = self._build_core(attn_drop)
+        self.attn_drop = self._weight_dropout(attn_drop)
+        self.attn = PackedProjections(embed_dims, num_heads, bias=self._has_biases(attn_drop))
         self.proj_drop = nn.Dropout(proj_drop)
         self.dropout_layer = build_dropout(dropout_layer) if dropout_layer else nn.Identity()
 
-    def _build_core(self, attn_drop: float) -> PackedAttention:
-        return PackedAttention(self.embed_dims, self.num_heads, dropout=attn_drop, bias=True)
-
-    def forward(
-        self,
-        query: Tensor,
-        key: Tensor | None = None,
-        value: Tensor | None = None,
-        identity: Tensor | None = None,
-        query_pos: Tensor | None = None,
-        key_pos: Tensor | None = None,
-        attn_mask: Tensor | None = None,
-        key_padding_mask: Tensor | None = None,
-    ) -> Tensor:
-        """Attend and add the identity.
+    def attend_self(self, query: Tensor, query_pos: Tensor, groups: Groups | None) -> Tensor:
+        """Let queries read each other, and add what they read to them.
 
         Args:
-            query: [L, B, C]
-            key: The query if absent. [S, B, C]
-            value: The key, without its position, if absent. [S, B, C]
-            identity: What the result is added to; the query if absent. [L, B, C]
-            query_pos: Added to the query. [L, B, C]
-            key_pos: Added to the key, never to the value; `query_pos` if absent and the key is
-                the query. [S, B, C]
-            attn_mask: True means blocked, or additive. [L, S] or [B * H, L, S]
-            key_padding_mask: True means blocked. [B, S]
+            query: [B, Q, C]
+            query_pos: Added to queries and keys, never to values. [B, Q, C]
+            groups: The denoising queries at the front; None if there are none.
 
         Returns:
-            [L, B, C]
+            [B, Q, C]
         """
-        if key is None:
-            key, key_pos = query, query_pos if key_pos is None else key_pos
-        value = key if value is None else value
-        identity = query if identity is None else identity
-        query = query if query_pos is None else query + query_pos
-        key = key if key_pos is None else key + key_pos
-        if self.batch_first:
-            query, key, value = (x.transpose(0, 1) for x in (query, key, value))
-        mask = _torch_mask(attn_mask, key_padding_mask, self.num_heads, query.dtype)
-        out = self.attn(query, key, value, mask)
-        if self.batch_first:
-            out = out.transpose(0, 1)
-        return identity + self.dropout_layer(self.proj_drop(out))
+        placed = query + query_pos
+        heads = self.attn.heads(placed, 0), self.attn.heads(placed, 1), self.attn.heads(query, 2)
+        if groups is None:
+            return self._added(query, self._attend(*heads))
+        first = groups.num_queries
+        matching = self._attend(*(part[:, :, first:] for part in heads))
+        denoising = self._attend(*_one_batch_entry_each(heads, groups))
+        denoising = (
+            denoising.unflatten(0, (len(query), groups.number)).transpose(1, 2).flatten(2, 3)
+        )
+        return self._added(query, torch.cat([denoising, matching], dim=2))
+
+    def attend_memory(self, query: Tensor, query_pos: Tensor, memory: Memory) -> Tensor:
+        """Let queries read the memory, and add what they read to them.
+
+        Args:
+            query: [B, Q, C]
+            query_pos: Added to the queries. [B, Q, C]
+            memory: See `project_memory`.
+
+        Returns:
+            [B, Q, C]
+        """
+        return self._added(query, self._attend(self.attn.heads(query + query_pos, 0), *memory))
+
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        rate = self.attn_drop if self.training else 0.0
+        return F.scaled_dot_product_attention(query, key, value, dropout_p=rate)
+
+    def _added(self, query: Tensor, context: Tensor) -> Tensor:
+        return query + self.dropout_layer(self.proj_drop(self.attn.joined(context)))
+
+    def _weight_dropout(self, attn_drop: float) -> float:
+        return attn_drop
+
+    def _has_biases(self, attn_drop: float) -> bool:
+        return True
 
 
 @ATTENTION.register_module()
@@ -157,32 +170,52 @@ class PETRMultiheadFlashAttention(PETRMultiheadAttention):
     output dropout is as configured.
     """
 
-    def _build_core(self, attn_drop: float) -> PackedAttention:
-        return PackedAttention(self.embed_dims, self.num_heads, dropout=0.0, bias=attn_drop != 0)
+    def _weight_dropout(self, attn_drop: float) -> float:
+        return 0.0
+
+    def _has_biases(self, attn_drop: float) -> bool:
+        return attn_drop != 0
 
 
-def _torch_mask(
-    attn_mask: Tensor | None, key_padding_mask: Tensor | None, num_heads: int, dtype: torch.dtype
-) -> Tensor | None:
-    """Join both masks in the convention of torch's attention: True attends, or additive.
+def project_memory(
+    tokens: Tensor, placed: Tensor, attentions: Sequence[PETRMultiheadAttention]
+) -> list[Memory]:
+    """Project the memory for several layers at once: one matrix product for keys, one for values.
 
     Args:
-        attn_mask: True means blocked, or additive. [L, S] or [B * H, L, S]
-        key_padding_mask: True means blocked. [B, S]
-        num_heads: H.
-        dtype: Of an additive mask.
+        tokens: What values are made of. [B, T, C]
+        placed: The tokens with their position embeddings, for the keys. [B, T, C]
+        attentions: Of the layers, all with as many heads.
 
     Returns:
-        Broadcastable to [B, H, L, S]; None if there is nothing to mask.
+        One for each attention.
     """
-    mask = None
-    if attn_mask is not None:
-        mask = ~attn_mask if attn_mask.dtype == torch.bool else attn_mask.to(dtype)
-        if mask.dim() == 3:
-            mask = mask.unflatten(0, (-1, num_heads))
-    if key_padding_mask is None:
-        return mask
-    seen = ~key_padding_mask[:, None, None]
-    if mask is None:
-        return seen
-    return mask & seen if mask.dtype == torch.bool else mask.masked_fill(~seen, float("-inf"))
+    heads = attentions[0].attn.num_heads
+    both = []
+    for part, source in ((1, placed), (2, tokens)):
+        parts = [attention.attn.parts()[part] for attention in attentions]
+        weights, biases = zip(*parts, strict=True)
+        bias = None if biases[0] is None else torch.cat(biases)
+        projected = F.linear(source, torch.cat(weights), bias)
+        layers = projected.unflatten(-1, (len(attentions), heads, -1))  # [B, T, N, H, d]
+        both.append(layers.permute(2, 0, 3, 1, 4).unbind(0))
+    return [Memory(keys, values) for keys, values in zip(*both, strict=True)]
+
+
+def _one_batch_entry_each(heads: Sequence[Tensor], groups: Groups) -> list[Tensor]:
+    """The denoising queries of each group; keys and values of theirs and of the matching queries.
+
+    Args:
+        heads: Queries, keys and values of all. Each [B, H, Q, d]
+        groups: The denoising queries.
+
+    Returns:
+        Each [B * number, H, size, d], keys and values [B * number, H, size + matching, d].
+    """
+    own = [part[:, :, : groups.num_queries].unflatten(2, groups).transpose(1, 2) for part in heads]
+    seen = [
+        part[:, None, :, groups.num_queries :].expand(-1, groups.number, -1, -1, -1)
+        for part in heads[1:]
+    ]
+    keys_and_values = [torch.cat(pair, dim=3) for pair in zip(own[1:], seen, strict=True)]
+    return [part.flatten(0, 1) for part in (own[0], *keys_and_values)]
