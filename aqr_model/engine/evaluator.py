@@ -5,14 +5,13 @@ from typing import Any
 
 import torch
 from mmcv import Config
-from mmcv.parallel import collate
 from mmdet3d.datasets import build_dataset
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from aqr_model.data import CustomNuScenesDataset
-from aqr_model.engine.batches import to_device
 from aqr_model.engine.distributed import Workers
+from aqr_model.engine.transfer import collate, to_device
 
 
 class Evaluator:
@@ -76,7 +75,8 @@ class Evaluator:
             dataset,
             batch_size=self.batch_size,
             num_workers=self.num_workers,
-            collate_fn=lambda samples: collate(samples, samples_per_gpu=self.batch_size),
+            collate_fn=collate,
+            pin_memory=self.device.type == "cuda",
         )
         found = []
         for batch in loader:

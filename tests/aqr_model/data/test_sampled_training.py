@@ -11,7 +11,8 @@ from mmdet3d.models import build_model
 
 from aqr_model.data.boxes import points_inside
 from aqr_model.data.prepare import prepare_database
-from aqr_model.engine.batches import seed_everything, to_device, training_batches
+from aqr_model.engine.batches import seed_everything, training_batches
+from aqr_model.engine.transfer import to_device
 
 GROUPS = {"car": 6, "pedestrian": 8, "bus": 2, "traffic_cone": 6}
 

@@ -140,9 +140,10 @@ def test_fp16_trains_close_to_float32(run, unscored):
 def test_only_the_image_branch_computes_in_low_precision(nano_cfg, monkeypatch):
     from mmdet3d.datasets import build_dataset
 
-    from aqr_model.engine.batches import to_device, training_batches
+    from aqr_model.engine.batches import training_batches
     from aqr_model.engine.optim.precision import apply_precision
     from aqr_model.engine.setup import build_detector
+    from aqr_model.engine.transfer import to_device
 
     cfg = nano_cfg()
     model = build_detector(cfg)
