@@ -1,7 +1,6 @@
 """The CMT head: queries that read BEV and camera tokens and become boxes."""
 
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +18,7 @@ from aqr_model.aqr.crossings import places, upload
 from aqr_model.cmt import denoising, routing
 from aqr_model.cmt.decoder.transformer import memory_tokens
 from aqr_model.cmt.denoising import DenoisingQueries, DenoisingSpec, GroundTruth
+from aqr_model.cmt.formats import autocast
 from aqr_model.cmt.loss.criterion import CmtCriterion, Outputs
 from aqr_model.cmt.position import (
     Cameras,
@@ -184,6 +184,7 @@ class CmtHead(BaseModule):
             for num in map(len, self.class_names)
         )
 
+        self.decoder_dtype: torch.dtype | None = None  # None computes in float32
         self.enable_aqr = enable_aqr
         self.collect_aqr = False
         self.last_aqr: dict[str, Any] | None = None
@@ -260,16 +261,17 @@ class CmtHead(BaseModule):
                 "The fusion head needs both modalities, but got None for one. Simulate a missing"
                 " sensor by zeroed input."
             )
-        with _full_precision(x.device):
+        with autocast(x.device, None):
             return self._forward(x.float(), x_img.float(), img_metas)
 
     def _forward(self, x: Tensor, x_img: Tensor, img_metas: Sequence[Mapping[str, Any]]) -> Outputs:
         inputs = self.decoder_inputs(self.shared_conv(x), x_img, img_metas)
         queries = inputs.denoising
         groups = None if queries is None else queries.groups
-        decoded = self.transformer(inputs.memory, inputs.memory_pos, inputs.query_pos, groups)
+        with autocast(x.device, self.decoder_dtype):
+            decoded = self.transformer(inputs.memory, inputs.memory_pos, inputs.query_pos, groups)
         return [
-            [self._predict(head, decoded, inputs.reference_points, queries)]
+            [self._predict(head, decoded.float(), inputs.reference_points, queries)]
             for head in self.task_heads
         ]
 
@@ -433,7 +435,7 @@ class CmtHead(BaseModule):
             GroundTruth.from_instances(boxes, labels)
             for boxes, labels in zip(gt_bboxes_3d, gt_labels_3d, strict=True)
         ]
-        with _full_precision(device):
+        with autocast(device, None):
             return self.criterion(preds_dicts, truths)
 
     def get_bboxes(
@@ -478,8 +480,3 @@ def _grid_points(num_query: int) -> Tensor:
     centres = (torch.arange(side) + 0.5) / side
     y, x = torch.meshgrid(centres, centres, indexing="ij")
     return torch.stack([x, y, torch.full_like(x, 0.5)], dim=-1).flatten(0, 1)
-
-
-def _full_precision(device: torch.device) -> AbstractContextManager[Any]:
-    """Keep autocast out: boxes in metres and matching costs need fp32."""
-    return torch.autocast(device_type=device.type, enabled=False)

@@ -116,7 +116,7 @@ def build_run(
             plan,
             workers,
             rates=rates.by_name,
-            scale=scaler.get_scale if scaler.is_enabled() else None,
+            scale=scaler.get_scale if precision.images == "fp16" else None,
         ),
         workdir=workdir,
         report=own,
@@ -139,7 +139,8 @@ def restore(run: Run, resume_from: Path | None) -> tuple[int, int]:
         )
     run.model.load_state_dict(state.model)
     run.optimizer.load_state_dict(state.optimizer)
-    run.scaler.load_state_dict(state.scaler)
+    if state.scaler:  # states of before had none without fp16
+        run.scaler.load_state_dict(state.scaler)
     return state.step, state.rungs_reported
 
 

@@ -35,12 +35,11 @@ class GridMask(nn.Module):
         height, width = images.shape[-2:]
         period = int(torch.randint(2, height, ()))
         kept = min(max(int(period * self.ratio + 0.5), 1), period - 1)
-        rows = self._kept_lines(height, period, kept)
-        columns = self._kept_lines(width, period, kept)
-        mask = rows[:, None] | columns[None, :]
-        return images * mask.to(images)
+        rows = self._kept_lines(height, period, kept, images.device)
+        columns = self._kept_lines(width, period, kept, images.device)
+        return images * (rows[:, None] | columns[None, :])
 
     @staticmethod
-    def _kept_lines(length: int, period: int, kept: int) -> Tensor:
-        phase = int(torch.randint(0, period, ()))
-        return (torch.arange(length) + phase) % period < kept
+    def _kept_lines(length: int, period: int, kept: int, device: torch.device) -> Tensor:
+        phase = int(torch.randint(0, period, ()))  # drawn on the host: nothing waits for it
+        return (torch.arange(length, device=device) + phase) % period < kept
