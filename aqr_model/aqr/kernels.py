@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .exact import full_float32
+from .formats import full_float32
 
 # Six sigma out. Beside a 1 in float32 less than this is nothing, and the denormal numbers further
 # out make a CPU's matrix product many times slower.

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from . import kernels
 from .crossings import constant
+from .formats import autocast
 from .projection import Projection
 from .schedules import read_schedule
 from .semantics import AqrSemantics
@@ -211,7 +212,7 @@ class WeightRenderer(nn.Module):
         """Sum the kernels. [..., Q], [..., Q, 2], [..., Q] -> [..., rows, cols]."""
         weights = weights.detach() if self.semantics.gradient == "blocked" else weights
         # fp16 would move cells beyond 2048 and lose small sums.
-        with torch.autocast(weights.device.type, enabled=False):
+        with autocast(weights.device, None):
             weights, cells = weights.float(), cells.float()
             if self.semantics.background == "zero":
                 seen = seen & (weights >= self.min_weight_threshold)

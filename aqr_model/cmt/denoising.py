@@ -13,7 +13,7 @@ from mmcv.parallel import DataContainer
 from torch import Tensor
 
 from aqr_model.aqr.crossings import read, upload
-from aqr_model.cmt.decoder.attention import Groups
+from aqr_model.cmt.decoder.projections import Groups
 from aqr_model.cmt.loss.step_totals import current_totals
 from aqr_model.cmt.position import PointRange
 

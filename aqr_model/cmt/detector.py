@@ -9,7 +9,7 @@ from mmdet3d.models import DETECTORS
 from mmdet3d.models.detectors import MVXTwoStageDetector
 from torch import Tensor
 
-from aqr_model.cmt.formats import autocast
+from aqr_model.aqr.formats import autocast
 from aqr_model.cmt.images.grid_mask import GridMask
 from aqr_model.cmt.loss.step_totals import StepTotals, counted_over
 from aqr_model.cmt.voxelize import SpconvVoxelizer

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from aqr_model.aqr import BevGrid
 from aqr_model.aqr.crossings import places, upload
+from aqr_model.aqr.formats import autocast
 from aqr_model.cmt import denoising, routing
 from aqr_model.cmt.decoder.transformer import memory_tokens
 from aqr_model.cmt.denoising import DenoisingQueries, DenoisingSpec, GroundTruth
-from aqr_model.cmt.formats import autocast
 from aqr_model.cmt.loss.criterion import CmtCriterion, Outputs
 from aqr_model.cmt.position import (
     Cameras,

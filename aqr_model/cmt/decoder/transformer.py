@@ -17,7 +17,8 @@ from mmdet.models.utils.builder import TRANSFORMER
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from aqr_model.cmt.decoder.attention import Groups, Memory, PETRMultiheadAttention, project_memory
+from aqr_model.cmt.decoder.attention import PETRMultiheadAttention
+from aqr_model.cmt.decoder.projections import Groups, Memory, project_memory
 
 _OPERATIONS = ("self_attn", "norm", "cross_attn", "norm", "ffn", "norm")
 
@@ -155,7 +156,7 @@ class PETRTransformerDecoder(BaseModule):
         query = torch.zeros_like(query_pos)
         memories = None
         if not (self.layers[0].with_cp and self.training):
-            readers = [layer.attentions[1] for layer in self.layers]
+            readers = [layer.attentions[1].attn for layer in self.layers]
             memories = project_memory(tokens, placed, readers)
         outputs = []
         for index, layer in enumerate(self.layers):
@@ -177,7 +178,7 @@ def _project_and_refine(
     groups: Groups | None,
 ) -> Tensor:
     """One layer with its own projections of the memory, which are not kept but made again."""
-    (memory,) = project_memory(tokens, placed, [layer.attentions[1]])
+    (memory,) = project_memory(tokens, placed, [layer.attentions[1].attn])
     return layer(query, query_pos, memory, groups)
 
 

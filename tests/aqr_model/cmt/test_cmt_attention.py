@@ -4,7 +4,7 @@ import torch
 from mmcv.cnn.bricks.transformer import build_attention
 from torch import nn
 
-from aqr_model.cmt.decoder.attention import Groups, project_memory
+from aqr_model.cmt.decoder.projections import Groups, project_memory
 
 DIMS, HEADS, Q, T, B = 16, 4, 5, 7, 3
 KINDS = ("PETRMultiheadAttention", "PETRMultiheadFlashAttention")
@@ -42,7 +42,7 @@ def test_reading_the_memory_equals_torchs_attention(kind):
     query, query_pos, memory, key_pos = tokens(Q, 1), tokens(Q, 2), tokens(T, 3), tokens(T, 4)
     placed = memory + key_pos
     want = theirs(query + query_pos, placed, memory, need_weights=False)[0]
-    (projected,) = project_memory(memory, placed, [ours])
+    (projected,) = project_memory(memory, placed, [ours.attn])
     assert_same(ours, theirs, ours.attend_memory(query, query_pos, projected), query + want)
 
 
@@ -76,8 +76,8 @@ def test_matching_queries_cannot_tell_what_is_denoised():
 def test_layers_projected_together_are_those_projected_alone():
     memory, placed = tokens(T, 1), tokens(T, 2)
     layers = [build(seed=seed) for seed in range(3)]
-    together = project_memory(memory, placed, layers)
-    alone = [project_memory(memory, placed, [layer])[0] for layer in layers]
+    together = project_memory(memory, placed, [layer.attn for layer in layers])
+    alone = [project_memory(memory, placed, [layer.attn])[0] for layer in layers]
     for ours, theirs in zip(together, alone, strict=True):
         torch.testing.assert_close(ours.keys, theirs.keys)
         torch.testing.assert_close(ours.values, theirs.values)
@@ -119,7 +119,7 @@ def test_a_flash_rate_of_zero_has_no_biases():
 def test_without_biases_it_still_reads():
     ours = build("PETRMultiheadFlashAttention", dropout=0.0)
     memory = tokens(T, 1)
-    (projected,) = project_memory(memory, memory, [ours])
+    (projected,) = project_memory(memory, memory, [ours.attn])
     theirs = nn.MultiheadAttention(DIMS, HEADS, bias=False, batch_first=True)
     theirs.load_state_dict(ours.attn.state_dict())
     query, position = tokens(Q, 2), tokens(Q, 3)

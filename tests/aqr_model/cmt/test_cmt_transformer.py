@@ -4,7 +4,7 @@ from cmt_cases import head_config
 from mmcv.cnn.bricks.transformer import build_attention, build_transformer_layer
 from mmdet.models.utils import build_transformer
 
-from aqr_model.cmt.decoder.attention import Groups, project_memory
+from aqr_model.cmt.decoder.projections import Groups, project_memory
 from aqr_model.cmt.decoder.transformer import memory_tokens
 
 
@@ -32,7 +32,7 @@ def decoder_of(**changes):
 def test_layer_equals_its_parts():
     layer = build_transformer_layer(layer_config())
     query_pos, tokens, token_pos = inputs()
-    (memory,) = project_memory(tokens, tokens + token_pos, layer.attentions[1:])
+    (memory,) = project_memory(tokens, tokens + token_pos, [layer.attentions[1].attn])
     query = torch.randn_like(query_pos)
     x = layer.norms[0](layer.attentions[0].attend_self(query, query_pos, None))
     x = layer.norms[1](layer.attentions[1].attend_memory(x, query_pos, memory))
@@ -94,7 +94,7 @@ def test_transformer_returns_every_layer_and_starts_from_zero():
     assert outputs.shape == (2, 2, 5, 16)
     content = torch.zeros_like(query_pos)
     for layer, got in zip(transformer.decoder.layers, outputs, strict=True):
-        (memory,) = project_memory(tokens, tokens + token_pos, layer.attentions[1:])
+        (memory,) = project_memory(tokens, tokens + token_pos, [layer.attentions[1].attn])
         content = layer(content, query_pos, memory)
         torch.testing.assert_close(got, transformer.decoder.post_norm(content))
 
