@@ -8,8 +8,8 @@ import torch
 
 
 @contextmanager
-def full_float32() -> Iterator[None]:
-    """Compute matrix products inside in full float32, whatever else may use TF32.
+def full_float32(device: torch.device) -> Iterator[None]:
+    """Compute matrix products inside in full float32, whatever TF32 or autocast allow around.
 
     TF32 rounds each factor to 10 bits. In a sum of hundreds of kernels that is more than a query's
     weight changes.
@@ -18,7 +18,8 @@ def full_float32() -> Iterator[None]:
     before = backend.fp32_precision
     backend.fp32_precision = "ieee"
     try:
-        yield
+        with autocast(device, None):
+            yield
     finally:
         backend.fp32_precision = before
 

@@ -45,13 +45,13 @@ class _SeparableSum(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, strength: Tensor, by_row: Tensor, by_col: Tensor) -> Tensor:
         ctx.save_for_backward(by_row, by_col)
-        with full_float32():
+        with full_float32(by_row.device):
             return (by_row * strength[..., None]).mT @ by_col
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Any) -> tuple[Tensor | None, ...]:
         (gradient,), (by_row, by_col) = grad_outputs, ctx.saved_tensors
-        with full_float32():
+        with full_float32(by_row.device):
             return (by_col @ gradient.mT).mul_(by_row).sum(-1), None, None
 
 
