@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from .formats import full_float32
+
 # Six sigma out. Beside a 1 in float32 less than this is nothing, and the denormal numbers further
 # out make a CPU's matrix product many times slower.
 _NEGLIGIBLE = 1.5e-8
@@ -44,12 +46,14 @@ class _SeparableSum(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, strength: Tensor, by_row: Tensor, by_col: Tensor) -> Tensor:
         ctx.save_for_backward(by_row, by_col)
-        return (by_row * strength[..., None]).mT @ by_col
+        with full_float32(by_row.device):
+            return (by_row * strength[..., None]).mT @ by_col
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Any) -> tuple[Tensor | None, ...]:
         (gradient,), (by_row, by_col) = grad_outputs, ctx.saved_tensors
-        return (by_col @ gradient.mT).mul_(by_row).sum(-1), None, None
+        with full_float32(by_row.device):
+            return (by_col @ gradient.mT).mul_(by_row).sum(-1), None, None
 
 
 @torch.no_grad()

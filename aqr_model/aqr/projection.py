@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .crossings import constant
 from .semantics import AqrSemantics
 
 # The largest fraction of the range that is still inside it: at 1 a point would lie in the cell
@@ -141,8 +142,8 @@ def project_queries(
 
 def to_metres(reference_points: Tensor, point_cloud_range: Sequence[float]) -> Tensor:
     """Turn fractions of the range, clamped to [0, 1), into float32 metres. [..., 3] -> [..., 3]."""
-    bounds = reference_points.new_tensor(point_cloud_range, dtype=torch.float32)
     fractions = reference_points.float().clamp(0.0, _LAST_FRACTION)
+    bounds = constant(point_cloud_range, fractions)
     return fractions * (bounds[3:] - bounds[:3]) + bounds[:3]
 
 
@@ -162,10 +163,10 @@ def project_to_bev(
         cells: (row, col), whole numbers are token centres. [B, Q, 2]
         valid: Inside the grid. [B, Q]
     """
-    start = points.new_tensor([grid.point_cloud_range[1], grid.point_cloud_range[0]])
-    size = points.new_tensor([grid.cell_size[1], grid.cell_size[0]])
+    start = constant([grid.point_cloud_range[1], grid.point_cloud_range[0]], points)
+    size = constant([grid.cell_size[1], grid.cell_size[0]], points)
     edges = (points[..., [1, 0]] - start) / size
-    valid = ((edges >= 0) & (edges < edges.new_tensor(shape))).all(-1)
+    valid = ((edges >= 0) & (edges < constant(shape, edges))).all(-1)
     return edges - 0.5, valid
 
 
@@ -194,16 +195,17 @@ def project_to_cameras(
         visible: Before the camera and inside the padded image. [B, V, Q]
     """
     matrix = lidar2img.float()
-    image = torch.einsum("bvij,bqj->bvqi", matrix[:, :, :3, :3], points)
+    # Not a matrix product: in TF32 a pixel would be off by one or two.
+    image = (matrix[:, :, None, :3, :3] * points[:, None, :, None]).sum(-1)  # [B, V, Q, 3]
     image = image + matrix[:, :, None, :3, 3]
     depth = image[..., 2]
     in_front = depth > _MIN_DEPTH_M
     # Not a place for points behind the camera, only a divisor that keeps them finite.
     divisor = torch.where(in_front, depth, 1.0)
     pixels = image[..., [1, 0]] / divisor[..., None]
-    size = pixels.new_tensor(image_shape)
+    size = constant(image_shape, pixels)
     visible = in_front & ((pixels >= 0) & (pixels < size)).all(-1)
-    limits = pixels.new_tensor(shape)
+    limits = constant(shape, pixels)
     if not one_scale:
         return pixels * (limits / size), visible
     cells = pixels * (shape[0] / image_shape[0])

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from . import kernels
+from .crossings import constant
+from .formats import autocast
 from .projection import Projection
 from .schedules import read_schedule
 from .semantics import AqrSemantics
@@ -210,7 +212,7 @@ class WeightRenderer(nn.Module):
         """Sum the kernels. [..., Q], [..., Q, 2], [..., Q] -> [..., rows, cols]."""
         weights = weights.detach() if self.semantics.gradient == "blocked" else weights
         # fp16 would move cells beyond 2048 and lose small sums.
-        with torch.autocast(weights.device.type, enabled=False):
+        with autocast(weights.device, None):
             weights, cells = weights.float(), cells.float()
             if self.semantics.background == "zero":
                 seen = seen & (weights >= self.min_weight_threshold)
@@ -255,7 +257,7 @@ class WeightRenderer(nn.Module):
         """[..., Q], [..., Q, 2] -> [..., rows, cols]."""
         # A place at an image's far edge is nearest to a token that would be one past the last.
         strength = torch.where(_inside(tokens, shape, margin=-1), strength, 0.0)
-        last = tokens.new_tensor(shape) - 1
+        last = constant(shape, tokens) - 1
         row, col = tokens.clamp(min=0).minimum(last).long().unbind(-1)
         largest = self.semantics.background == "zero"
         draw = kernels.token_max if largest else kernels.token_sum
@@ -340,7 +342,7 @@ class WeightRenderer(nn.Module):
 
 def _inside(tokens: Tensor, shape: tuple[int, int], *, margin: int) -> Tensor:
     """Whole places on a map less a margin at its far edges. [..., 2] -> [...]."""
-    limits = tokens.new_tensor(shape) - margin
+    limits = constant(shape, tokens) - margin
     return ((tokens >= 0) & (tokens < limits)).all(-1)
 
 

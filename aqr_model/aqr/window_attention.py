@@ -7,7 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from .crossings import read
 from .encoder_config import EncoderSpec
+from .formats import autocast
 from .projection import Projection
 
 # Gathered keys or values of one piece of work. On a CPU they should stay in its cache, where two
@@ -62,9 +64,9 @@ def query_windows(projection: Projection, *, camera_size: int, bev_size: int) ->
     cells = projection.camera_cells.transpose(1, 2).flatten(0, 1)  # [B * Q, V, 2]
     seen_by = visible.sum(dim=1)
     numbers = torch.arange(views + 1, device=visible.device)
-    counts = (seen_by[:, None] == numbers).sum(dim=0).tolist()
+    counts = read([(seen_by[:, None] == numbers).sum(dim=0)], "queries by number of views")[0]
     groups = []
-    for num_views, queries in enumerate(seen_by.argsort(stable=True).split(counts)):
+    for num_views, queries in enumerate(seen_by.argsort(stable=True).split(counts.tolist())):
         if not len(queries):
             continue
         tokens, inside = [bev_tokens[queries]], [bev_inside[queries]]
@@ -137,7 +139,8 @@ class WindowCrossAttention(nn.Module):
         readers = self._key_queries(query + query_pos).to(memory.dtype)
         dropout = self.attn_drop.p if self.training else 0.0
         tables = memory.contiguous(), memory_pos.contiguous()
-        mixed, total = _ReadWindows.apply(readers, *tables, windows, dropout)
+        with autocast(memory.device, None):  # it computes in the memory's own format
+            mixed, total = _ReadWindows.apply(readers, *tables, windows, dropout)
         read = self._project_values(mixed, total[..., None]).view_as(query)
         return query + self.dropout_layer(self.attn.out_proj(read))
 
@@ -214,41 +217,46 @@ class _ReadWindows(torch.autograd.Function):
         ctx: Any, *grad_outputs: Any
     ) -> tuple[Tensor | None, ...]:
         """Gradients of readers, memory and positions."""
-        grad_mixed, grad_total = grad_outputs
-        readers, memory, positions, *rest = ctx.saved_tensors
-        pieces = list(_pieces(ctx.windows, memory))
-        shares, kept = rest[: len(pieces)], rest[len(pieces) :] or [None] * len(pieces)
-        needs_readers, needs_memory, needs_positions = ctx.needs_input_grad[:3]
-        of_readers = torch.zeros_like(readers) if needs_readers else None
-        of_values = torch.zeros_like(memory) if needs_memory else None
-        of_keys = torch.zeros_like(memory) if needs_memory or needs_positions else None
-        for piece, share, keep in zip(pieces, shares, kept, strict=True):
-            values, keys = _gather(memory, positions, piece.tokens)
-            upstream = grad_mixed.index_select(0, piece.queries)
-            of_share = (
-                torch.bmm(values, upstream.mT) + grad_total.index_select(0, piece.queries)[:, None]
+        with autocast(grad_outputs[0].device, None):
+            return _gradients(ctx, *grad_outputs)
+
+
+def _gradients(ctx: Any, grad_mixed: Tensor, grad_total: Tensor) -> tuple[Tensor | None, ...]:
+    """The backward pass of `_ReadWindows`."""
+    readers, memory, positions, *rest = ctx.saved_tensors
+    pieces = list(_pieces(ctx.windows, memory))
+    shares, kept = rest[: len(pieces)], rest[len(pieces) :] or [None] * len(pieces)
+    needs_readers, needs_memory, needs_positions = ctx.needs_input_grad[:3]
+    of_readers = torch.zeros_like(readers) if needs_readers else None
+    of_values = torch.zeros_like(memory) if needs_memory else None
+    of_keys = torch.zeros_like(memory) if needs_memory or needs_positions else None
+    for piece, share, keep in zip(pieces, shares, kept, strict=True):
+        values, keys = _gather(memory, positions, piece.tokens)
+        upstream = grad_mixed.index_select(0, piece.queries)
+        of_share = (
+            torch.bmm(values, upstream.mT) + grad_total.index_select(0, piece.queries)[:, None]
+        )
+        if keep is not None:
+            of_share = of_share * keep
+        of_logits = share * (of_share - (share * of_share).sum(dim=1, keepdim=True))
+        if of_readers is not None:
+            of_readers.index_copy_(0, piece.queries, torch.bmm(of_logits.mT, keys))
+        if of_keys is not None:
+            _add_rows(
+                of_keys,
+                piece.tokens,
+                torch.bmm(of_logits, readers.index_select(0, piece.queries)),
             )
-            if keep is not None:
-                of_share = of_share * keep
-            of_logits = share * (of_share - (share * of_share).sum(dim=1, keepdim=True))
-            if of_readers is not None:
-                of_readers.index_copy_(0, piece.queries, torch.bmm(of_logits.mT, keys))
-            if of_keys is not None:
-                _add_rows(
-                    of_keys,
-                    piece.tokens,
-                    torch.bmm(of_logits, readers.index_select(0, piece.queries)),
-                )
-            if of_values is not None:
-                used = share if keep is None else share * keep
-                _add_rows(of_values, piece.tokens, torch.bmm(used, upstream))
-        if of_values is not None and of_keys is not None:
-            of_values += of_keys
-        of_positions = None
-        if needs_positions:
-            assert of_keys is not None
-            of_positions = of_keys if len(positions) == len(memory) else of_keys.sum(0, True)
-        return of_readers, of_values, of_positions, None, None
+        if of_values is not None:
+            used = share if keep is None else share * keep
+            _add_rows(of_values, piece.tokens, torch.bmm(used, upstream))
+    if of_values is not None and of_keys is not None:
+        of_values += of_keys
+    of_positions = None
+    if needs_positions:
+        assert of_keys is not None
+        of_positions = of_keys if len(positions) == len(memory) else of_keys.sum(0, True)
+    return of_readers, of_values, of_positions, None, None
 
 
 def _pieces(windows: Windows, memory: Tensor) -> Iterator[WindowGroup]:

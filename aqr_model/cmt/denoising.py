@@ -12,13 +12,17 @@ import torch
 from mmcv.parallel import DataContainer
 from torch import Tensor
 
+from aqr_model.aqr.crossings import read, upload
+from aqr_model.cmt.decoder.projections import Groups
 from aqr_model.cmt.loss.step_totals import StepTotals, current_totals
 from aqr_model.cmt.position import PointRange
 
 
 @dataclass(frozen=True, kw_only=True)
 class GroundTruth:
-    """Boxes of one sample: gravity centres [G, 9], labels over all tasks [G].
+    """Boxes of one sample on the host: gravity centres [G, 9], labels over all tasks [G].
+
+    They stay there: what is made of them is sent to the device in one piece.
 
     Attributes:
         noise_seed: Seeds the sample's denoising noise, so that it does not depend on the other
@@ -31,16 +35,14 @@ class GroundTruth:
 
     @classmethod
     def from_instances(
-        cls, boxes: Any, labels: Tensor, device: torch.device, noise_seed: int | None = None
+        cls, boxes: Any, labels: Tensor, noise_seed: int | None = None
     ) -> "GroundTruth":
         """Take mmdet3d boxes (or a DataContainer of them) and their labels."""
         boxes, labels = _unpack(boxes), _unpack(labels)
         tensor = torch.cat([boxes.gravity_center, boxes.tensor[:, 3:]], dim=1)
-        return cls(
-            boxes=tensor.float().to(device),
-            labels=labels.long().to(device),
-            noise_seed=noise_seed,
-        )
+        if tensor.device.type != "cpu" or labels.device.type != "cpu":
+            tensor, labels = read([tensor, labels], "ground truth that came on the device")
+        return cls(boxes=tensor.float(), labels=labels.long(), noise_seed=noise_seed)
 
     def of_classes(self, first: int, num_classes: int) -> "GroundTruth":
         """Keep the boxes of a task's classes and count labels from its first class."""
@@ -48,7 +50,7 @@ class GroundTruth:
         return GroundTruth(boxes=self.boxes[mask], labels=self.labels[mask] - first)
 
     @classmethod
-    def from_meta(cls, meta: Mapping[str, Any], device: torch.device) -> "GroundTruth":
+    def from_meta(cls, meta: Mapping[str, Any]) -> "GroundTruth":
         """Read `gt_bboxes_3d` and `gt_labels_3d` of a sample's meta data."""
         missing = [key for key in ("gt_bboxes_3d", "gt_labels_3d") if key not in meta]
         if missing:
@@ -57,7 +59,7 @@ class GroundTruth:
                 " queries. Add them to `meta_keys` of the pipeline's last Collect3D."
             )
         return cls.from_instances(
-            meta["gt_bboxes_3d"], meta["gt_labels_3d"], device, meta.get("noise_seed")
+            meta["gt_bboxes_3d"], meta["gt_labels_3d"], meta.get("noise_seed")
         )
 
 
@@ -92,11 +94,11 @@ class DenoisingSpec:
 class DenoisingQueries:
     """Denoising queries of a batch. P slots a sample, R real queries of the whole batch.
 
-    Slots that no box fills stay at the range's corner, as public checkpoints were trained; they
-    carry no loss.
+    All but the reference points stay on the host, as the ground truth does. Slots that no box
+    fills stay at the range's corner, as public checkpoints were trained; they carry no loss.
     """
 
-    reference_points: Tensor  # fractions of the range. [B, P, 3]
+    reference_points: Tensor  # fractions of the range, on the device. [B, P, 3]
     num_groups: int
     sample: Tensor  # [R]
     slot: Tensor  # [R]
@@ -104,6 +106,11 @@ class DenoisingQueries:
     labels: Tensor  # true classes. [R]
     is_background: Tensor  # the noise was too large to still call it the class. [R]
     num_in_step: int  # real queries of all batches of the optimizer step; R if it has one
+
+    @property
+    def groups(self) -> Groups:
+        """How the slots fall into groups."""
+        return Groups(self.num_groups, self.num_slots // self.num_groups)
 
     @property
     def num_slots(self) -> int:
@@ -133,7 +140,6 @@ def draw_seeded_noise(truths: Sequence[GroundTruth], groups: int) -> Tensor:
     """
     drawn = []
     for truth in truths:
-        # On the CPU, whose draws are the same wherever the model stands.
         generator = torch.Generator().manual_seed(truth.noise_seed or 0)
         drawn.append(torch.rand(groups, len(truth.labels), 3, generator=generator))
     return torch.cat(drawn, dim=1).flatten(0, 1) * 2 - 1
@@ -145,6 +151,7 @@ def make_queries(
     num_query: int,
     spec: DenoisingSpec,
     point_range: PointRange,
+    device: torch.device,
 ) -> DenoisingQueries | None:
     """Make the denoising queries of a batch.
 
@@ -156,6 +163,7 @@ def make_queries(
         num_query: Number of matching queries, which bounds that of denoising queries.
         spec: Noise and groups.
         point_range: Range of the reference points.
+        device: Where the reference points shall stand.
 
     Returns:
         None if the batch has no ground truth, or a sample has more boxes than queries.
@@ -172,21 +180,20 @@ def make_queries(
         return None
     boxes = torch.cat([truth.boxes for truth in truths]).repeat(groups, 1)
     labels = torch.cat([truth.labels for truth in truths]).repeat(groups)
-    device = boxes.device
     sample = torch.repeat_interleave(torch.tensor(counts)).repeat(groups)
     within = torch.cat([torch.arange(count) for count in counts])
     slot = (within + largest * torch.arange(groups)[:, None]).flatten()
-    sample, slot = sample.to(device), slot.to(device)
     if any(truth.noise_seed is None for truth in truths):
         noise = draw_noise(boxes[:, :3])
     else:
-        noise = draw_seeded_noise(truths, groups).to(boxes)
+        noise = draw_seeded_noise(truths, groups)
     shift = noise * (boxes[:, 3:6] / 2 + spec.noise_trans) * spec.noise_scale
     centres = point_range.normalise(boxes[:, :3] + shift).clamp(0, 1)
     reference_points = boxes.new_zeros(len(truths), groups * largest, 3)
     reference_points[sample, slot] = centres
+    (on_device,) = upload([reference_points], device, "denoising queries")
     return DenoisingQueries(
-        reference_points=reference_points,
+        reference_points=on_device,
         num_groups=groups,
         sample=sample,
         slot=slot,
@@ -198,22 +205,6 @@ def make_queries(
             for boxes, fullest in totals.by_batch
         ),
     )
-
-
-def attention_mask(queries: DenoisingQueries, num_query: int) -> Tensor:
-    """Which queries may not see which in self-attention.
-
-    Args:
-        queries: Denoising queries, P slots.
-        num_query: Q matching queries behind them.
-
-    Returns:
-        True means that the row's query may not see the column's. [P + Q, P + Q]
-    """
-    slots, device = queries.num_slots, queries.reference_points.device
-    group = torch.arange(slots, device=device) // (slots // queries.num_groups)
-    group = torch.cat([group, group.new_full((num_query,), -1)])
-    return (group != group[:, None]) & (group >= 0)
 
 
 def _unpack(value: Any) -> Any:

@@ -9,6 +9,7 @@ from mmdet3d.models import DETECTORS
 from mmdet3d.models.detectors import MVXTwoStageDetector
 from torch import Tensor
 
+from aqr_model.aqr.formats import autocast
 from aqr_model.cmt.images.grid_mask import GridMask
 from aqr_model.cmt.loss.step_totals import StepTotals, counted_over
 from aqr_model.cmt.voxelize import SpconvVoxelizer
@@ -29,10 +30,13 @@ class CmtDetector(MVXTwoStageDetector):
 
     Attributes:
         image_dtype: What the image branch computes in where autocast allows, None for float32.
-            Its features leave it in float32; the LiDAR branch and the head know float32 alone.
+        bev_dtype: Likewise, backbone and neck of the LiDAR branch.
+
+    Features leave both branches in float32.
     """
 
     image_dtype: torch.dtype | None = None
+    bev_dtype: torch.dtype | None = None
 
     def __init__(
         self, use_grid_mask: bool = False, pts_voxel_layer: dict | None = None, **kwargs
@@ -68,8 +72,7 @@ class CmtDetector(MVXTwoStageDetector):
         images = img.flatten(0, 1) if img.dim() == 5 else img
         if self.grid_mask is not None:
             images = self.grid_mask(images)
-        lower = self.image_dtype is not None
-        with torch.autocast(images.device.type, dtype=self.image_dtype, enabled=lower):
+        with autocast(images.device, self.image_dtype):
             features = self.img_backbone(images)
             if self.with_img_neck:
                 features = self.img_neck(features)
@@ -90,13 +93,16 @@ class CmtDetector(MVXTwoStageDetector):
         """
         if pts is None or not self.with_pts_backbone:
             return [None]
+        device = pts[0].device
         # Sums over points and sparse kernels lose too much in half precision.
-        with torch.autocast(pts[0].device.type, enabled=False):
+        with autocast(device, None):
             voxels, counts, coordinates = self.voxelize(pts)
             features = self.pts_voxel_encoder(voxels, counts, coordinates)
             x = self.pts_middle_encoder(features, coordinates, len(pts))
+        with autocast(device, self.bev_dtype):
             x = self.pts_backbone(x)
-            return list(self.pts_neck(x)) if self.with_pts_neck else list(x)
+            levels = self.pts_neck(x) if self.with_pts_neck else x
+        return [level.float() for level in levels]
 
     @torch.no_grad()
     def voxelize(self, points: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:

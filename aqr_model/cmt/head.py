@@ -1,7 +1,6 @@
 """The CMT head: queries that read BEV and camera tokens and become boxes."""
 
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -15,6 +14,8 @@ from mmdet.models.utils.transformer import inverse_sigmoid
 from torch import Tensor, nn
 
 from aqr_model.aqr import BevGrid
+from aqr_model.aqr.crossings import places, upload
+from aqr_model.aqr.formats import autocast
 from aqr_model.cmt import denoising, routing
 from aqr_model.cmt.decoder.transformer import memory_tokens
 from aqr_model.cmt.denoising import DenoisingQueries, DenoisingSpec, GroundTruth
@@ -42,8 +43,8 @@ class DecoderInputs:
     B batch, C channels, T memory tokens, P denoising slots, Q matching queries.
     """
 
-    memory: Tensor  # BEV tokens row by row, then cameras, routed; see `memory_tokens`. [T, B, C]
-    memory_pos: Tensor  # [T, B, C]
+    memory: Tensor  # BEV tokens row by row, then cameras, routed. [B, T, C]
+    memory_pos: Tensor  # [B, T, C]
     query_pos: Tensor  # [B, P + Q, C]
     reference_points: Tensor  # fractions of the point-cloud range. [B, P + Q, 3]
     denoising: DenoisingQueries | None
@@ -162,7 +163,10 @@ class CmtHead(BaseModule):
         )
         self.fp16_enabled = False  # mmcv's fp16 hook looks for it
 
-        self.loss_cls = build_loss(loss_cls)
+        self.loss_cls = build_loss(
+            dict(loss_cls)
+            | ({"type": "SigmoidFocalLoss"} if loss_cls["type"] == "FocalLoss" else {})
+        )
         self.loss_bbox = build_loss(loss_bbox)
         self.bbox_coder = build_bbox_coder(bbox_coder)
         self.point_range = PointRange.from_list(self.bbox_coder.pc_range)
@@ -203,6 +207,7 @@ class CmtHead(BaseModule):
             for num in map(len, self.class_names)
         )
 
+        self.decoder_dtype: torch.dtype | None = None  # None computes in float32
         self.enable_aqr = enable_aqr
         self.collect_aqr = False
         self.last_aqr: dict[str, Any] | None = None
@@ -283,7 +288,7 @@ class CmtHead(BaseModule):
                 f" those of {' and '.join(name for name in given if given[name]) or 'none'}."
                 " Simulate a missing sensor by zeroed input."
             )
-        with _full_precision(self.reference_points.weight.device):
+        with autocast(self.reference_points.weight.device, None):
             return self._forward(x, x_img, img_metas)
 
     def _forward(
@@ -293,10 +298,11 @@ class CmtHead(BaseModule):
         camera = None if x_img is None else x_img.float()
         inputs = self.decoder_inputs(bev, camera, img_metas)
         queries = inputs.denoising
-        mask = None if queries is None else denoising.attention_mask(queries, self.num_query)
-        decoded = self.transformer(inputs.memory, inputs.memory_pos, inputs.query_pos, mask)
+        groups = None if queries is None else queries.groups
+        with autocast(x.device, self.decoder_dtype):
+            decoded = self.transformer(inputs.memory, inputs.memory_pos, inputs.query_pos, groups)
         return [
-            [self._predict(head, decoded, inputs.reference_points, queries)]
+            [self._predict(head, decoded.float(), inputs.reference_points, queries)]
             for head in self.task_heads
         ]
 
@@ -361,8 +367,8 @@ class CmtHead(BaseModule):
         if self.collect_aqr:
             boxes = None
             if all("gt_bboxes_3d" in meta for meta in img_metas):
-                device = inputs.bev.device
-                boxes = [GroundTruth.from_meta(meta, device).boxes for meta in img_metas]
+                boxes = [GroundTruth.from_meta(meta).boxes for meta in img_metas]
+                boxes = upload(boxes, inputs.bev.device, "boxes for the statistics")
             self.last_aqr = routing.collected(inputs, routed, gt_boxes=boxes) | {
                 "renderer": self.weight_renderer,
                 "modulator": self.feature_modulator,
@@ -374,10 +380,11 @@ class CmtHead(BaseModule):
         self, img_metas: Sequence[Mapping[str, Any]], device: torch.device
     ) -> DenoisingQueries | None:
         return denoising.make_queries(
-            [GroundTruth.from_meta(meta, device) for meta in img_metas],
+            [GroundTruth.from_meta(meta) for meta in img_metas],
             num_query=self.num_query,
             spec=self.denoising,
             point_range=self.point_range,
+            device=device,
         )
 
     def _bev_pos(self, x: Tensor | None) -> Tensor | None:
@@ -420,7 +427,7 @@ class CmtHead(BaseModule):
             return bev
         pixels, visible = project(self.point_range.denormalise(points), cameras)
         # A point is seen by about one view of six: only those rays are embedded.
-        seen = visible.nonzero(as_tuple=True)
+        seen = places(visible, "views that see a query")
         rays = ray_points(
             pixels[seen], cameras.img2lidar[seen[:2]], self._depths(bev.device), self.point_range
         )
@@ -466,10 +473,10 @@ class CmtHead(BaseModule):
             raise ValueError("`train_cfg` must be given to compute losses.")
         device = preds_dicts[0][0]["cls_logits"].device
         truths = [
-            GroundTruth.from_instances(boxes, labels, device)
+            GroundTruth.from_instances(boxes, labels)
             for boxes, labels in zip(gt_bboxes_3d, gt_labels_3d, strict=True)
         ]
-        with _full_precision(device):
+        with autocast(device, None):
             return self.criterion(preds_dicts, truths)
 
     def get_bboxes(
@@ -539,8 +546,3 @@ def _grid_points(num_query: int) -> Tensor:
     centres = (torch.arange(side) + 0.5) / side
     y, x = torch.meshgrid(centres, centres, indexing="ij")
     return torch.stack([x, y, torch.full_like(x, 0.5)], dim=-1).flatten(0, 1)
-
-
-def _full_precision(device: torch.device) -> AbstractContextManager[Any]:
-    """Keep autocast out: boxes in metres and matching costs need fp32."""
-    return torch.autocast(device_type=device.type, enabled=False)

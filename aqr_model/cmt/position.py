@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from aqr_model.aqr.crossings import constant, upload
+
 
 @dataclass(frozen=True, kw_only=True)
 class Cameras:
@@ -39,11 +41,8 @@ class Cameras:
         lidar2img = np.stack([np.asarray(m["lidar2img"], dtype=np.float64) for m in img_metas])
         forward, inverse = torch.from_numpy(lidar2img), torch.from_numpy(np.linalg.inv(lidar2img))
         ((height, width),) = sizes
-        return cls(
-            lidar2img=forward.float().to(device),
-            img2lidar=inverse.float().to(device),
-            pad_hw=(height, width),
-        )
+        forward, inverse = upload([forward.float(), inverse.float()], device, "cameras")
+        return cls(lidar2img=forward, img2lidar=inverse, pad_hw=(height, width))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,12 +65,12 @@ class PointRange:
 
     def normalise(self, points: Tensor) -> Tensor:
         """Metres to fractions of the range, not clamped. [..., 3]."""
-        low, high = points.new_tensor(self.low), points.new_tensor(self.high)
+        low, high = constant(self.low, points), constant(self.high, points)
         return (points - low) / (high - low)
 
     def denormalise(self, fractions: Tensor) -> Tensor:
         """Fractions of the range to metres. [..., 3]."""
-        low, high = fractions.new_tensor(self.low), fractions.new_tensor(self.high)
+        low, high = constant(self.low, fractions), constant(self.high, fractions)
         return fractions * (high - low) + low
 
 
@@ -142,7 +141,8 @@ def ray_points(
     Returns:
         Depth-major: index 3 * depth + axis. [..., 3 * D]
     """
-    directions = (img2lidar[..., :3, :3] @ pixels[..., None]).squeeze(-1)
+    # Not a matrix product: TF32 would move the points by decimetres.
+    directions = (img2lidar[..., :3, :3] * pixels[..., None, :]).sum(-1)
     origins = img2lidar[..., :3, 3]
     points = directions[..., None, :] * depths[:, None] + origins[..., None, :]
     return point_range.normalise(points).flatten(-2)
@@ -185,9 +185,8 @@ def project(points: Tensor, cameras: Cameras) -> tuple[Tensor, Tensor]:
             [B, V, Q, 3]
         visible: In front of the camera and inside the padded image. [B, V, Q]
     """
-    homogeneous = torch.cat([points, torch.ones_like(points[..., :1])], dim=-1)
-    rows = cameras.lidar2img[:, :, :3]
-    projected = torch.einsum("bqd,bvcd->bvqc", homogeneous, rows)
+    rows = cameras.lidar2img[:, :, None, :3]  # [B, V, 1, 3, 4]
+    projected = (rows[..., :3] * points[:, None, :, None]).sum(-1) + rows[..., 3]
     depth = projected[..., 2:].detach()
     in_front = depth > 0
     pixels = projected / (depth + torch.where(in_front, 1e-6, -1e-6))

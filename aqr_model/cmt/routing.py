@@ -36,8 +36,8 @@ class RoutingInputs:
 
     bev: Tensor  # [B, C, H, W]
     camera: Tensor  # [B * V, C, h, w]
-    memory: Tensor  # BEV tokens row by row, then cameras. [T, B, C]
-    memory_pos: Tensor  # [T, B, C]
+    memory: Tensor  # BEV tokens row by row, then cameras. [B, T, C]
+    memory_pos: Tensor  # [B, T, C]
     query_pos: Tensor  # [B, Q, C]
     reference_points: Tensor  # fractions of the point-cloud range. [B, Q, 3]
     cameras: Cameras
@@ -108,12 +108,7 @@ def route(
         camera_shape=(num_views, camera_rows, camera_columns),
         semantics=semantics,
     )
-    weights = generator(
-        inputs.query_pos,
-        inputs.memory.transpose(0, 1),
-        inputs.memory_pos.transpose(0, 1),
-        projection,
-    )
+    weights = generator(inputs.query_pos, inputs.memory, inputs.memory_pos, projection)
     maps = renderer(weights, projection)
     bev, camera = modulator(inputs.bev, inputs.camera, maps)
     return Routed(bev=bev, camera=camera, weights=weights, maps=maps, projection=projection)

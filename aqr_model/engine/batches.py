@@ -7,14 +7,16 @@ to save.
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import torch
-from mmcv.parallel import collate, scatter
+from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from aqr_model.engine.object_sampling import SamplingUntil
+from aqr_model.engine.transfer import collate
 
 _MASK = 2**64 - 1
 
@@ -59,8 +61,13 @@ def batch_indices(num_samples: int, batch_size: int, seed: int, step: int) -> li
             f"batch={batch_size}); use more data or a smaller data.samples_per_gpu"
         )
     epoch, place = divmod(step, per_epoch)
-    order = np.random.default_rng((seed, epoch)).permutation(num_samples)
+    order = _order(num_samples, seed, epoch)
     return order[place * batch_size : (place + 1) * batch_size].tolist()
+
+
+@lru_cache(maxsize=2)
+def _order(num_samples: int, seed: int, epoch: int) -> NDArray[np.int64]:
+    return np.random.default_rng((seed, epoch)).permutation(num_samples)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,11 +177,6 @@ def training_batches(
         _SeededSamples(dataset, seed, sampling_stop),
         batch_sampler=_PartSampler(len(dataset), split, seed, range(start, stop)),
         num_workers=num_workers,
-        collate_fn=lambda samples: collate(samples, samples_per_gpu=split.batch_size),
+        collate_fn=collate,
+        pin_memory=torch.cuda.is_available(),
     )
-
-
-def to_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
-    """Unwrap mmcv's containers onto a device; ready as the detector's keyword arguments."""
-    index = -1 if device.type == "cpu" else (device.index or 0)
-    return scatter(batch, [index])[0]

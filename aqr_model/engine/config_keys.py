@@ -80,10 +80,7 @@ INTERVAL = Value(
     text="a number above 0, or -1 for never",
     holds=lambda v: NUMBER_ABOVE_0.holds(v) or v == -1,
 )
-NAME_OR_HOOKS = Value(
-    text="a list of hooks, a dict each", holds=lambda v: _is_list_of(v, SECTION.holds)
-)
-NAMES = Value(
+NAME_OR_NAMES = Value(
     text="a name or a list of names", holds=lambda v: isinstance(v, str) or NAMES.holds(v)
 )
 NORM = Value(

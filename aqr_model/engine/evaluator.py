@@ -5,15 +5,14 @@ from typing import Any
 
 import torch
 from mmcv import Config
-from mmcv.parallel import collate
 from mmdet3d.datasets import build_dataset
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from aqr_model.data import CustomNuScenesDataset
 from aqr_model.engine import config_keys
-from aqr_model.engine.batches import to_device
 from aqr_model.engine.distributed import Workers
+from aqr_model.engine.transfer import collate, to_device
 
 READS: config_keys.Reads = {
     "data.val.**": config_keys.SECTION.given(),
@@ -123,7 +122,8 @@ class Evaluator:
             dataset,
             batch_size=self.batch_size,
             num_workers=self.num_workers,
-            collate_fn=lambda samples: collate(samples, samples_per_gpu=self.batch_size),
+            collate_fn=collate,
+            pin_memory=self.device.type == "cuda",
         )
         found = []
         for batch in loader:

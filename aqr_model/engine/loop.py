@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from aqr_model.cmt.loss.step_totals import StepTotals
 from aqr_model.engine import config_keys
-from aqr_model.engine.batches import Split, seed_everything, to_device, training_batches
+from aqr_model.engine.batches import Split, seed_everything, training_batches
 from aqr_model.engine.distributed import Workers, local_device, together, without_exchange
 from aqr_model.engine.evaluator import set_epoch
 from aqr_model.engine.hooks import AVERAGED_KEY
@@ -26,6 +26,7 @@ from aqr_model.engine.optim.precision import overflow_reason
 from aqr_model.engine.plan import Plan, Rung, equal_denoising_slots, make_plan
 from aqr_model.engine.resuming import require_no_resume, restore, save
 from aqr_model.engine.setup import Run, build_detector, build_run, require_gradients
+from aqr_model.engine.transfer import to_device
 from aqr_model.engine.weights.states import previous_of, save_weights
 from aqr_model.report.reports import Report
 
@@ -222,7 +223,7 @@ def _count(
     """Count the boxes of a process's batches."""
     head: Any = model.pts_bbox_head
     return StepTotals.count(
-        [part["gt_labels_3d"].data[0] for part in parts],
+        [part["gt_labels_3d"] for part in parts],
         num_classes=sum(map(len, head.class_names)),
         equal_slots=equal_slots,
     )

@@ -80,7 +80,8 @@ def restore(run: Run, resume_from: Path | None) -> tuple[int, int]:
         )
     run.model.load_state_dict(state.model)
     run.optimizer.load_state_dict(state.optimizer)
-    run.scaler.load_state_dict(state.scaler)
+    if state.scaler:  # states of before had none without fp16
+        run.scaler.load_state_dict(state.scaler)
     return state.step, state.rungs_reported
 
 

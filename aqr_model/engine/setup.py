@@ -132,7 +132,7 @@ def build_run(
             plan,
             workers,
             rates=rates.by_name,
-            scale=scaler.get_scale if scaler.is_enabled() else None,
+            scale=scaler.get_scale if precision.images == "fp16" else None,
         ),
         workdir=workdir,
         report=own,

@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 import torch
 from mmcv import Config
-from mmcv.parallel import collate
 from mmdet3d.datasets import build_dataset
 from torch import nn
 
@@ -14,7 +13,7 @@ from aqr_model.aqr.observed import observe
 from aqr_model.aqr.statistics import describe, histograms_of
 from aqr_model.data import CustomNuScenesDataset
 from aqr_model.data.nuscenes.infos import CAMERAS
-from aqr_model.engine.batches import to_device
+from aqr_model.engine.transfer import collate, to_device
 from aqr_model.preflight.reading import ConfigError
 from aqr_model.report.pictures import Scene
 
@@ -74,8 +73,8 @@ class Viewer:
             What to draw, and AQR's statistics with the four histograms.
         """
         head: Any = model.pts_bbox_head
-        collated: Any = collate([self.dataset[index]], samples_per_gpu=1)
-        batch = to_device(collated, next(model.parameters()).device)
+        sample: Any = self.dataset[index]
+        batch = to_device(collate([sample]), next(model.parameters()).device)
         annotations = self.dataset.get_ann_info(index)
         boxes = annotations["gt_bboxes_3d"][annotations["gt_labels_3d"] >= 0]
         was_training, was_collecting = model.training, head.collect_aqr

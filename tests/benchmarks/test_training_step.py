@@ -17,9 +17,10 @@ keyframe = pytest.importorskip("keyframe", reason="the detector needs mmdet3d")
 from mmdet3d.datasets import build_dataset  # noqa: E402
 from mmdet3d.models import build_model  # noqa: E402
 
-from aqr_model.engine.batches import seed_everything, to_device  # noqa: E402
+from aqr_model.engine.batches import seed_everything  # noqa: E402
 from aqr_model.engine.optim.freezing import Frozen  # noqa: E402
 from aqr_model.engine.optim.param_groups import make_optimizer  # noqa: E402
+from aqr_model.engine.transfer import to_device  # noqa: E402
 from aqr_model.preflight.reading import load_config  # noqa: E402
 
 NANO = "aqr_model/configs/cmt_aqr_nano.py"

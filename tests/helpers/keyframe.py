@@ -20,15 +20,15 @@ import aqr_model  # noqa: F401  (its shims, before mmdet3d)
 import numpy as np
 import torch
 from mmcv import Config
-from mmcv.parallel import collate
 from mmdet3d.datasets import build_dataset
 from mmdet3d.models import build_model
 from parity_cases import Batch
 
 from aqr_model.aqr import aqr_statistics
 from aqr_model.data.nuscenes.infos import CAMERAS
-from aqr_model.engine.batches import seed_everything, to_device
+from aqr_model.engine.batches import seed_everything
 from aqr_model.engine.optim.freezing import Frozen
+from aqr_model.engine.transfer import collate, to_device
 from aqr_model.preflight.reading import load_config
 
 FOLDER = Path("../shared/data/nuscenes_keyframe").resolve()
@@ -102,7 +102,7 @@ def keyframe_batch(cfg: Config, *, seed: int = 3) -> dict[str, Any]:
     """The keyframe, augmented by draws of the seed (3 masks no sensor), as arguments."""
     seed_everything(seed)
     sample = build_dataset(cfg.data.train)[0]
-    return to_device(collate([sample], samples_per_gpu=1), torch.device("cpu"))
+    return to_device(collate([sample]), torch.device("cpu"))
 
 
 def test_batch(name: str, folder: Path) -> Batch:

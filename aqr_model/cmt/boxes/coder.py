@@ -6,6 +6,7 @@ import torch
 from mmdet.core.bbox.builder import BBOX_CODERS
 from torch import Tensor
 
+from aqr_model.aqr.crossings import constant
 from aqr_model.cmt.boxes.box_codec import decode_boxes, join_branches
 
 
@@ -84,5 +85,5 @@ class MultiTaskBBoxCoder:
 
     def _inside(self, centres: Tensor) -> Tensor:
         """Whether centres lie in `post_center_range`. [..., 3] to [...]."""
-        low, high = centres.new_tensor(self.post_center_range).split(3)
+        low, high = constant(self.post_center_range, centres).split(3)
         return ((centres >= low) & (centres <= high)).all(dim=-1)

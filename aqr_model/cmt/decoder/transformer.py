@@ -17,6 +17,9 @@ from mmdet.models.utils.builder import TRANSFORMER
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from aqr_model.cmt.decoder.attention import PETRMultiheadAttention
+from aqr_model.cmt.decoder.projections import Groups, Memory, project_memory
+
 _OPERATIONS = ("self_attn", "norm", "cross_attn", "norm", "ffn", "norm")
 
 
@@ -61,57 +64,46 @@ class PETRTransformerDecoderLayer(BaseModule):
                 "`attn_cfgs` must hold self-attention and cross-attention, but got"
                 f" {len(attn_cfgs)} entries."
             )
-        self.attentions = ModuleList([build_attention(dict(cfg)) for cfg in attn_cfgs])
+        self.attentions: Any = ModuleList([_attention(cfg) for cfg in attn_cfgs])
         self.embed_dims = int(attn_cfgs[0]["embed_dims"])
         ffn = {"type": "FFN", "embed_dims": self.embed_dims, "ffn_drop": ffn_dropout}
         if feedforward_channels is not None:
             ffn["feedforward_channels"] = feedforward_channels
-        self.ffns = ModuleList([build_feedforward_network(ffn | dict(ffn_cfgs or {}))])
+        self.ffns: Any = ModuleList([build_feedforward_network(ffn | dict(ffn_cfgs or {}))])
         norm = dict(norm_cfg or {"type": "LN"})
-        self.norms = ModuleList([build_norm_layer(norm, self.embed_dims)[1] for _ in range(3)])
+        self.norms: Any = ModuleList([build_norm_layer(norm, self.embed_dims)[1] for _ in range(3)])
         self.with_cp = with_cp
 
     def forward(
-        self,
-        query: Tensor,
-        memory: Tensor,
-        query_pos: Tensor,
-        memory_pos: Tensor,
-        self_mask: Tensor | None = None,
+        self, query: Tensor, query_pos: Tensor, memory: Memory, groups: Groups | None = None
     ) -> Tensor:
         """Refine the queries once.
 
         Args:
-            query: [Q, B, C]
-            memory: [S, B, C]
-            query_pos: [Q, B, C]
-            memory_pos: [S, B, C]
-            self_mask: Query pairs that may not see each other, True means blocked. [Q, Q]
+            query: [B, Q, C]
+            query_pos: [B, Q, C]
+            memory: Keys and values of this layer.
+            groups: The denoising queries at the front; None if there are none.
 
         Returns:
-            [Q, B, C]
+            [B, Q, C]
         """
-        inputs = (query, memory, query_pos, memory_pos, self_mask)
-        if self.with_cp and self.training:
-            return checkpoint(self._refine, *inputs, use_reentrant=False)
-        return self._refine(*inputs)
-
-    def _refine(
-        self,
-        query: Tensor,
-        memory: Tensor,
-        query_pos: Tensor,
-        memory_pos: Tensor,
-        self_mask: Tensor | None,
-    ) -> Tensor:
         attend_self, attend_memory = self.attentions
-        query = attend_self(
-            query, query, query, query_pos=query_pos, key_pos=query_pos, attn_mask=self_mask
-        )
-        query = self.norms[0](query)
-        query = attend_memory(query, memory, memory, query_pos=query_pos, key_pos=memory_pos)
-        query = self.norms[1](query)
+        query = self.norms[0](attend_self.attend_self(query, query_pos, groups))
+        query = self.norms[1](attend_memory.attend_memory(query, query_pos, memory))
         return self.norms[2](self.ffns[0](query))
+
+
+def _attention(config: Mapping[str, Any]) -> PETRMultiheadAttention:
+    """Build an attention; mmcv's own has the same function and parameters as CMT's."""
+    names = {"MultiheadAttention": "PETRMultiheadAttention"}
+    built = build_attention({**config, "type": names.get(config["type"], config["type"])})
+    if not isinstance(built, PETRMultiheadAttention):
+        raise ValueError(
+            "`type` of a decoder's attention must be MultiheadAttention, PETRMultiheadAttention or"
+            f" PETRMultiheadFlashAttention, but got {config['type']!r}."
+        )
+    return built
 
 
 @TRANSFORMER_LAYER_SEQUENCE.register_module()
@@ -141,29 +133,53 @@ class PETRTransformerDecoder(BaseModule):
                 "`return_intermediate` must be True, but got False: every layer is supervised."
             )
         layers = [build_transformer_layer(transformerlayers) for _ in range(num_layers)]
-        self.layers = ModuleList(layers)
+        self.layers: Any = ModuleList(layers)
         self.num_layers = num_layers
         self.embed_dims: int = layers[0].embed_dims
         self.post_norm = build_norm_layer(post_norm_cfg or {"type": "LN"}, self.embed_dims)[1]
 
     def forward(
-        self,
-        query: Tensor,
-        memory: Tensor,
-        query_pos: Tensor,
-        memory_pos: Tensor,
-        self_mask: Tensor | None = None,
+        self, query_pos: Tensor, tokens: Tensor, token_pos: Tensor, groups: Groups | None = None
     ) -> Tensor:
-        """Run all layers; arguments as in the layer.
+        """Run all layers on content that starts at zero.
+
+        Args:
+            query_pos: [B, Q, C]
+            tokens: The memory. [B, T, C]
+            token_pos: Added to the keys. [B or 1, T, C]
+            groups: The denoising queries at the front; None if there are none.
 
         Returns:
-            Every layer's queries, normalised; N layers. [N, Q, B, C]
+            Every layer's queries, normalised. [N, B, Q, C]
         """
+        placed = tokens + token_pos
+        query = torch.zeros_like(query_pos)
+        memories = None
+        if not (self.layers[0].with_cp and self.training):
+            readers = [layer.attentions[1].attn for layer in self.layers]
+            memories = project_memory(tokens, placed, readers)
         outputs = []
-        for layer in self.layers:
-            query = layer(query, memory, query_pos, memory_pos, self_mask)
+        for index, layer in enumerate(self.layers):
+            if memories is None:
+                inputs = (layer, query, query_pos, tokens, placed, groups)
+                query = checkpoint(_project_and_refine, *inputs, use_reentrant=False)
+            else:
+                query = layer(query, query_pos, memories[index], groups)
             outputs.append(self.post_norm(query))
         return torch.stack(outputs)
+
+
+def _project_and_refine(
+    layer: PETRTransformerDecoderLayer,
+    query: Tensor,
+    query_pos: Tensor,
+    tokens: Tensor,
+    placed: Tensor,
+    groups: Groups | None,
+) -> Tensor:
+    """One layer with its own projections of the memory, which are not kept but made again."""
+    (memory,) = project_memory(tokens, placed, [layer.attentions[1].attn])
+    return layer(query, query_pos, memory, groups)
 
 
 @TRANSFORMER.register_module(name=["CmtTransformer", "CmtLidarTransformer", "CmtImageTransformer"])
@@ -188,26 +204,10 @@ class CmtTransformer(BaseModule):
         self._is_init = True
 
     def forward(
-        self,
-        memory: Tensor,
-        memory_pos: Tensor,
-        query_pos: Tensor,
-        self_mask: Tensor | None = None,
+        self, tokens: Tensor, token_pos: Tensor, query_pos: Tensor, groups: Groups | None = None
     ) -> Tensor:
-        """Run the decoder on content that starts at zero.
-
-        Args:
-            memory: [T, B, C]
-            memory_pos: Added to the keys. [T, B, C]
-            query_pos: [B, Q, C]
-            self_mask: True means blocked. [Q, Q]
-
-        Returns:
-            [N, B, Q, C]
-        """
-        query_pos = query_pos.transpose(0, 1)
-        content = torch.zeros_like(query_pos)
-        return self.decoder(content, memory, query_pos, memory_pos, self_mask).transpose(1, 2)
+        """Run the decoder; arguments as there. [N, B, Q, C]."""
+        return self.decoder(query_pos, tokens, token_pos, groups)
 
 
 def memory_tokens(bev: Tensor | None, camera: Tensor | None, batch: int) -> Tensor:
@@ -219,12 +219,11 @@ def memory_tokens(bev: Tensor | None, camera: Tensor | None, batch: int) -> Tens
         batch: B.
 
     Returns:
-        BEV row by row, then view by view and row by row. [H * W + V * h * w, B, C]
+        BEV row by row, then view by view and row by row. [B, H * W + V * h * w, C]
     """
     tokens = []
     if bev is not None:
-        tokens.append(bev.flatten(2).permute(2, 0, 1))
+        tokens.append(bev.flatten(2).transpose(1, 2))
     if camera is not None:
-        views = camera.unflatten(0, (batch, -1))
-        tokens.append(views.permute(1, 3, 4, 0, 2).flatten(0, 2))
-    return torch.cat(tokens)
+        tokens.append(camera.unflatten(0, (batch, -1)).permute(0, 1, 3, 4, 2).flatten(1, 3))
+    return torch.cat(tokens, dim=1)

@@ -36,13 +36,12 @@ class GridMask(nn.Module):
         height, width = images.shape[-2:]
         period = np.random.randint(2, height)
         visible = min(max(int(period * self.ratio + 0.5), 1), period - 1)
-        rows = _visible_lines(height, period, visible)
-        columns = _visible_lines(width, period, visible)
-        mask = rows[:, None] | columns[None, :]
-        return images * mask.to(images)
+        rows = _visible_lines(height, period, visible, images.device)
+        columns = _visible_lines(width, period, visible, images.device)
+        return images * (rows[:, None] | columns[None, :])
 
 
-def _visible_lines(length: int, period: int, visible: int) -> Tensor:
+def _visible_lines(length: int, period: int, visible: int, device: torch.device) -> Tensor:
     """Lines of an image that a grid leaves visible; its phase is drawn. [length].
 
     The public code cuts the grid out of the middle of a canvas half as long again. Its first period
@@ -50,6 +49,7 @@ def _visible_lines(length: int, period: int, visible: int) -> Tensor:
     grid without end would hide.
     """
     canvas = int(1.5 * length)
-    place = torch.arange(length) + (canvas - length) // 2 - np.random.randint(period)
+    phase = np.random.randint(period)  # drawn on the host: nothing waits for it
+    place = torch.arange(length, device=device) + (canvas - length) // 2 - phase
     inside = (place >= 0) & (place < canvas // period * period)
     return inside & (place % period < visible)

@@ -5,12 +5,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from mmdet.core.bbox.assigners import AssignResult
 from mmdet.core.bbox.builder import BBOX_ASSIGNERS
 from mmdet.core.bbox.match_costs.builder import MATCH_COST, build_match_cost
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
+from aqr_model.aqr.crossings import constant
 from aqr_model.cmt.boxes.box_codec import encode_boxes
 
 _MATCHED_SLOTS = 8  # velocity takes no part in the matching
@@ -79,67 +79,31 @@ class HungarianAssigner3D:
         targets = encode_boxes(boxes).nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
         rows, targets = slots.flatten(0, -2), targets.to(slots.dtype)
         if self.code_weights is not None:
-            weights = slots.new_tensor(self.code_weights)
+            weights = constant(self.code_weights, slots)
             rows, targets = rows * weights, targets * weights
         cost = self.cls_cost(logits.flatten(0, -2), labels)
         cost = cost + self.reg_cost(rows[:, :_MATCHED_SLOTS], targets[:, :_MATCHED_SLOTS])
         return cost.unflatten(0, slots.shape[:-1])
 
-    def match(
-        self, slots: Tensor, logits: Tensor, boxes: Tensor, labels: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Match every decoder layer by itself, with one transfer to the host.
 
-        Args:
-            slots: [N, Q, 10]
-            logits: [N, Q, K]
-            boxes: [G, 9]
-            labels: [G]
+def match(costs: Tensor) -> tuple[Tensor, Tensor]:
+    """Match every decoder layer by itself, on the host.
 
-        Returns:
-            queries: Matched queries, M = min(Q, G), on the inputs' device. [N, M]
-            truths: Their ground truth. [N, M]
+    Args:
+        costs: Of every pair. [N, Q, G]
 
-        Raises:
-            FloatingPointError: If a prediction is not finite.
-        """
-        costs = self.costs(slots, logits, boxes, labels).cpu().numpy()
-        if not np.isfinite(costs).all():
-            raise FloatingPointError(
-                "Predictions must be finite to be matched, but NaN or infinity came from the"
-                " decoder: training has diverged."
-            )
-        pairs = np.array([linear_sum_assignment(cost) for cost in costs])  # [N, 2, M]
-        queries, truths = torch.from_numpy(pairs).to(slots.device).unbind(1)
-        return queries, truths
+    Returns:
+        queries: Matched queries, M = min(Q, G). [N, M]
+        truths: Their ground truth. [N, M]
 
-    def assign(
-        self,
-        bbox_pred: Tensor,
-        cls_pred: Tensor,
-        gt_bboxes: Tensor,
-        gt_labels: Tensor,
-        gt_bboxes_ignore: Tensor | None = None,
-    ) -> AssignResult:
-        """Match one layer, in mmdet's interface.
-
-        Args:
-            bbox_pred: Slots. [Q, 10]
-            cls_pred: Logits. [Q, K]
-            gt_bboxes: Gravity centres. [G, 9]
-            gt_labels: [G]
-            gt_bboxes_ignore: Must be None.
-
-        Returns:
-            mmdet's result: 0 background, i + 1 the i-th box.
-        """
-        if gt_bboxes_ignore is not None:
-            raise ValueError("`gt_bboxes_ignore` must be None: CMT ignores no boxes.")
-        num_queries, num_truths = len(bbox_pred), len(gt_bboxes)
-        indices = bbox_pred.new_zeros(num_queries, dtype=torch.long)
-        labels = bbox_pred.new_full((num_queries,), -1, dtype=torch.long)
-        if num_truths:
-            queries, truths = self.match(bbox_pred[None], cls_pred[None], gt_bboxes, gt_labels)
-            indices[queries[0]] = truths[0] + 1
-            labels[queries[0]] = gt_labels[truths[0]]
-        return AssignResult(num_truths, indices, None, labels=labels)
+    Raises:
+        FloatingPointError: If a cost is not finite.
+    """
+    if not costs.isfinite().all():
+        raise FloatingPointError(
+            "Predictions must be finite to be matched, but NaN or infinity came from the decoder:"
+            " training has diverged."
+        )
+    pairs = np.array([linear_sum_assignment(cost) for cost in costs.numpy()])  # [N, 2, M]
+    queries, truths = torch.from_numpy(pairs).unbind(1)
+    return queries, truths

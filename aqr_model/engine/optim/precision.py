@@ -1,7 +1,8 @@
-"""Mixed precision: which number format the image branch computes in, and the scale of the loss.
+"""Mixed precision: which number format each part computes in, and the scale of the loss.
 
-The image branch runs under autocast and hands over float32; voxel features, sparse encoder and head
-stay in float32 (see ``CmtDetector``). Weights, gradients and optimizer are float32 throughout.
+Three parts may compute in fewer bits, under autocast: the image branch, the BEV backbone with its
+neck, and the decoder. Voxels, sparse encoder, positions, query routing, boxes, matching and losses
+stay in float32 (see ``CmtDetector`` and ``CmtHead``), as do weights, gradients and optimizer.
 """
 
 from collections.abc import Mapping
@@ -26,7 +27,10 @@ READS: config_keys.Reads = {
 MIN_LOSS_SCALE = 1.0
 """A dynamic scale below it means that the gradients themselves are not finite."""
 
+_FORMATS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 _FP32_PARTS = ("pts_voxel_encoder", "pts_middle_encoder", "pts_bbox_head")
+
+LossScale = float | Mapping[str, float] | Literal["dynamic"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,68 +38,97 @@ class Precision:
     """What a config asks for.
 
     Attributes:
-        name: Format of the image branch.
+        images: Format of image backbone and neck.
+        bev: Of the BEV backbone and its neck.
+        decoder: Of the transformer's layers, with float32 sums between them.
+        tf32: On a GPU, let products of float32 matrices round their factors to 10 bits. Maps and
+            geometry never do.
         loss_scale: Of fp16: a number, arguments of torch's ``GradScaler``, or ``dynamic``.
     """
 
-    name: Literal["fp32", "bf16", "fp16"] = "fp32"
-    loss_scale: float | Mapping[str, float] | Literal["dynamic"] = "dynamic"
+    images: Literal["fp32", "bf16", "fp16"] = "fp32"
+    bev: Literal["fp32", "bf16"] = "fp32"
+    decoder: Literal["fp32", "bf16"] = "fp32"
+    tf32: bool = True
+    loss_scale: LossScale = "dynamic"
 
-    @property
-    def image_dtype(self) -> torch.dtype | None:
-        """Of the image branch; None for float32."""
-        return {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[self.name]
+    def __post_init__(self) -> None:
+        """Check the formats."""
+        allowed = {"images": tuple(_FORMATS), "bev": ("fp32", "bf16"), "decoder": ("fp32", "bf16")}
+        for part, formats in allowed.items():
+            if getattr(self, part) not in formats:
+                raise ValueError(
+                    f"`precision.{part}` must be one of {', '.join(formats)}, but got"
+                    f" {getattr(self, part)!r}"
+                )
+        if not isinstance(self.tf32, bool):
+            raise ValueError(f"`precision.tf32` must be True or False, but got {self.tf32!r}")
 
 
 def read_precision(cfg: Config) -> Precision:
     """Read the precision of a config.
 
-    ``bf16 = True``; or ``fp16 = dict(loss_scale=...)``; or an ``optimizer_config`` whose ``type``
-    names an fp16 hook, with ``loss_scale`` in it. A hook's own default of a scale is 512.
+    ``precision = dict(images=..., bev=..., decoder=..., tf32=...)``; or ``bf16 = True``, which is
+    bf16 for all three parts; or, for the image branch alone, ``fp16 = dict(loss_scale=...)`` or an
+    ``optimizer_config`` whose ``type`` names an fp16 hook, with ``loss_scale`` in it. A hook's own
+    default of a scale is 512.
 
     Raises:
-        ValueError: If two formats are asked for, a scale is no scale, or ``custom_fp16`` wants
-            half precision where there is none.
+        ValueError: If two ways are used, a value is not one of those that there are, or
+            ``custom_fp16`` wants half precision where there is none.
     """
     hook = cfg.get("optimizer_config") or {}
     by_hook = "Fp16" in str(hook.get("type", ""))
     fp16 = cfg.get("fp16")
     is_fp16 = by_hook or (fp16 is not None and fp16 is not False)
-    if cfg.get("bf16") and is_fp16:
-        raise ValueError("one of `bf16` and `fp16` must be set, but both are")
+    ways = {"precision": cfg.get("precision"), "bf16": cfg.get("bf16"), "fp16": is_fp16}
+    used = [name for name, value in ways.items() if value]
+    if len(used) > 1:
+        raise ValueError(f"one of `precision`, `bf16` and `fp16` must be set, but got {used}")
     lowered = [part for part in _FP32_PARTS if (hook.get("custom_fp16") or {}).get(part)]
     if lowered:
         raise ValueError(
-            f"`custom_fp16` must be False for {', '.join(lowered)}: voxel features, sparse encoder "
-            "and head compute in float32"
+            f"`custom_fp16` must be False for {', '.join(lowered)}: fp16 is for the image branch "
+            "alone; `precision` can set bf16 for the BEV backbone and the decoder"
         )
-    if cfg.get("bf16"):
-        return Precision(name="bf16")
+    if ways["precision"]:
+        return _from_keys(ways["precision"])
+    if ways["bf16"]:
+        return Precision(images="bf16", bev="bf16", decoder="bf16")
     if not is_fp16:
         return Precision()
     settings = hook if by_hook and "loss_scale" in hook else (fp16 or {})
     scale = settings.get("loss_scale", 512.0) if isinstance(settings, Mapping) else 512.0
-    return Precision(name="fp16", loss_scale=_checked(scale))
+    return Precision(images="fp16", loss_scale=_checked(scale))
 
 
 def apply_precision(model: nn.Module, precision: Precision) -> None:
-    """Set the format of a detector's image branch."""
-    model.image_dtype = precision.image_dtype  # pyright: ignore[reportArgumentType]
+    """Set the formats of a detector's parts, and on a GPU whether its process uses TF32."""
+    detector: Any = model
+    detector.image_dtype = _FORMATS[precision.images]
+    detector.bev_dtype = _FORMATS[precision.bev]
+    detector.pts_bbox_head.decoder_dtype = _FORMATS[precision.decoder]
+    if torch.cuda.is_available():
+        rounding = "tf32" if precision.tf32 else "ieee"
+        torch.backends.cuda.matmul.fp32_precision = rounding
+        torch.backends.cudnn.conv.fp32_precision = rounding  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def make_scaler(precision: Precision, device: torch.device) -> torch.amp.GradScaler:
-    """The scaler of the loss; it does nothing unless the format is fp16.
+    """The scaler of the loss; without fp16 its scale is 1.
 
-    Without it, gradients of fp16 activations below 6e-8 would vanish.
+    Without a scale, gradients of fp16 activations below 6e-8 would vanish. In every format the
+    scaler keeps a step whose gradients are not finite from touching the weights, on the device
+    itself: the host need not wait to see them.
     """
-    scale = precision.loss_scale
+    scale: Any = precision.loss_scale if precision.images == "fp16" else 1.0
     settings: dict[str, Any] = {}
     if isinstance(scale, Mapping):
         settings = dict(scale)
     elif not isinstance(scale, str):
         # Torch has no constant scale: this one never grows, and an overflow ends the training.
         settings = {"init_scale": float(scale), "growth_interval": 2**31 - 1}
-    return torch.amp.GradScaler(device.type, enabled=precision.name == "fp16", **settings)
+    return torch.amp.GradScaler(device.type, **settings)
 
 
 def overflow_reason(precision: Precision, scaler: torch.amp.GradScaler) -> str | None:
@@ -103,7 +136,7 @@ def overflow_reason(precision: Precision, scaler: torch.amp.GradScaler) -> str |
 
     A dynamic scale starts high and finds its value by overflowing.
     """
-    if precision.name != "fp16":
+    if precision.images != "fp16":
         return "the gradients are not finite"
     if isinstance(precision.loss_scale, float | int):
         return f"the gradients overflow at the constant loss scale {precision.loss_scale:g}"
@@ -113,7 +146,18 @@ def overflow_reason(precision: Precision, scaler: torch.amp.GradScaler) -> str |
     return None
 
 
-def _checked(scale: Any) -> float | Mapping[str, float] | Literal["dynamic"]:
+def _from_keys(keys: Mapping[str, Any]) -> Precision:
+    known = [name for name in Precision.__dataclass_fields__]
+    unknown = [key for key in keys if key not in known]
+    if unknown:
+        raise ValueError(f"keys of `precision` must be among {known}, but got {unknown}")
+    settings = dict(keys)
+    if "loss_scale" in settings:
+        settings["loss_scale"] = _checked(settings["loss_scale"])
+    return Precision(**settings)
+
+
+def _checked(scale: Any) -> LossScale:
     if scale == "dynamic":
         return "dynamic"
     if isinstance(scale, Mapping):

@@ -29,7 +29,7 @@ class TrainState:
         model: State dict.
         optimizer: State dict.
         rungs_reported: Rungs, by index, whose score is already with the sweep.
-        scaler: State dict of the loss scaler; empty without fp16.
+        scaler: State dict of the loss scaler; may be empty where its scale is 1.
         samples_per_step: Over all processes; None if it was not recorded. Steps count samples only
             together with it.
     """

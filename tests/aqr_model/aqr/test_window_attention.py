@@ -5,6 +5,7 @@ from aqr_twins import (
     GRID,
     NUM_TOKENS,
     allowed_tokens,
+    busy_generator,
     project,
     random_inputs,
     ring_of_cameras,
@@ -157,3 +158,16 @@ def test_a_batch_without_queries():
     assert windows == ()
     out = attention()(torch.zeros_like(query_pos), query_pos, memory, memory_pos, windows)
     assert out.shape == (2, 0, 16)
+
+
+def test_autocast_rounds_projections_and_not_what_is_read():
+    """A caller's autocast must neither fail nor reach the sums over windows."""
+    points, *leaves = random_inputs(seed=5)
+    generator, projection = busy_generator(), project(points)
+    exact = torch.stack(generator(*leaves, projection))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rough = torch.stack(generator(*leaves, projection))
+        gradients = torch.autograd.grad(rough.square().sum(), leaves)
+    assert not torch.equal(rough, exact)
+    torch.testing.assert_close(rough, exact, rtol=0.05, atol=0.05)
+    assert {gradient.dtype for gradient in gradients} == {torch.float32}

@@ -6,10 +6,12 @@ import pytest
 import torch
 from cmt_cases import head_config
 from mmdet.core import build_assigner, build_bbox_coder
+from mmdet.models.builder import build_loss
 from torch.nn import functional as F
 
 from aqr_model.cmt.boxes.box_codec import decode_boxes, encode_boxes
 from aqr_model.cmt.decoder.task_head import GroupLayerNorm1d, SeparateTaskHead
+from aqr_model.cmt.loss.assigner import match
 
 
 def random_boxes(count, seed=0):
@@ -73,44 +75,54 @@ def test_cost_equals_a_loop(assigner):
 
 def test_match_is_the_cheapest_of_all(assigner):
     slots, logits = predictions()
-    boxes, labels = random_boxes(3), torch.tensor([2, 0, 2])
-    queries, truths = assigner.match(slots[None], logits[None], boxes, labels)
-    cost = assigner.costs(slots, logits, boxes, labels)
+    cost = assigner.costs(slots, logits, random_boxes(3), torch.tensor([2, 0, 2]))
+    queries, truths = match(cost[None])
     best = min(
         sum(cost[q, g] for g, q in enumerate(rows)) for rows in itertools.permutations(range(5), 3)
     )
     torch.testing.assert_close(cost[queries[0], truths[0]].sum(), best)
 
 
-def test_every_layer_is_matched_by_itself(assigner):
-    layers = [predictions(seed=s) for s in (1, 2, 3)]
-    boxes, labels = random_boxes(7), torch.zeros(7, dtype=torch.long)
-    stacked = [torch.stack(parts) for parts in zip(*layers, strict=True)]
-    queries, truths = assigner.match(*stacked, boxes, labels)
+def test_every_layer_is_matched_by_itself():
+    costs = torch.rand(3, 5, 7, generator=torch.Generator().manual_seed(0))
+    queries, truths = match(costs)
     assert queries.shape == (3, 5)  # fewer queries than boxes
-    for n, (slots, logits) in enumerate(layers):
-        result = assigner.assign(slots, logits, boxes, labels)
-        assert torch.equal(result.gt_inds[queries[n]], truths[n] + 1)
-        assert (result.labels == 0).all()
+    for n in range(3):
+        alone = match(costs[n : n + 1])
+        assert torch.equal(queries[n], alone[0][0])
+        assert torch.equal(truths[n], alone[1][0])
+    assert len({tuple(row) for row in truths.tolist()}) > 1
 
 
-def test_no_ground_truth_is_all_background(assigner):
-    slots, logits = predictions()
-    result = assigner.assign(slots, logits, torch.zeros(0, 9), torch.zeros(0, dtype=torch.long))
-    assert (result.gt_inds == 0).all()
-    assert (result.labels == -1).all()
-
-
-def test_assigner_refuses_what_it_does_not_do(assigner):
+def test_assigner_refuses_what_it_does_not_do():
     config = head_config()["train_cfg"]["assigner"]
     with pytest.raises(ValueError, match="`iou_cost` must weigh 0"):
         build_assigner(config | {"iou_cost": {"type": "IoUCost", "weight": 1.0}})
-    with pytest.raises(ValueError, match="`gt_bboxes_ignore` must be None"):
-        assigner.assign(*predictions(), random_boxes(1), torch.tensor([0]), random_boxes(1))
-    slots, logits = predictions()
-    slots[2, 1] = float("nan")
+    costs = torch.zeros(1, 3, 2)
+    costs[0, 2, 1] = float("nan")
     with pytest.raises(FloatingPointError, match="must be finite"):
-        assigner.assign(slots, logits, random_boxes(1), torch.tensor([0]))
+        match(costs)
+
+
+def test_focal_loss_is_mmdets():
+    draw = torch.Generator().manual_seed(0)
+    logits = 3 * torch.randn(40, 4, generator=draw)
+    labels = torch.randint(0, 5, (40,), generator=draw)
+    config = {"use_sigmoid": True, "gamma": 1.5, "alpha": 0.3, "loss_weight": 2.0}
+    ours, theirs = (
+        build_loss({"type": name} | config) for name in ("SigmoidFocalLoss", "FocalLoss")
+    )
+    inputs = [logits.clone().requires_grad_() for _ in range(2)]
+    values = [
+        loss(leaf, labels, reduction_override="none")
+        for loss, leaf in zip((ours, theirs), inputs, strict=True)
+    ]
+    torch.testing.assert_close(*values)
+    for value in values:
+        value.sum().backward()
+    torch.testing.assert_close(inputs[0].grad, inputs[1].grad)
+    with pytest.raises(ValueError, match="`use_sigmoid` of FocalLoss must be True"):
+        build_loss({"type": "SigmoidFocalLoss", "use_sigmoid": False})
 
 
 def outputs(num_queries=6, tasks=(2, 1), seed=0):

@@ -7,11 +7,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aqr_model.cmt import denoising
-from aqr_model.cmt.denoising import DenoisingSpec, GroundTruth, attention_mask, make_queries
+from aqr_model.cmt.denoising import DenoisingSpec, GroundTruth, make_queries
 from aqr_model.cmt.loss.step_totals import StepTotals, counted_over
 from aqr_model.cmt.position import PointRange
 
 RANGE = PointRange.from_list([-10.0, -10.0, -5.0, 10.0, 10.0, 5.0])
+CPU = torch.device("cpu")
 SPEC = DenoisingSpec(max_groups=3, noise_scale=1.0, noise_trans=0.0, split=0.75)
 
 
@@ -25,7 +26,9 @@ def truths(*counts):
 
 
 def make(*counts, num_query=20, spec=SPEC):
-    return make_queries(truths(*counts), num_query=num_query, spec=spec, point_range=RANGE)
+    return make_queries(
+        truths(*counts), num_query=num_query, spec=spec, point_range=RANGE, device=CPU
+    )
 
 
 def test_slots_hold_the_noisy_centres(monkeypatch):
@@ -86,20 +89,6 @@ def test_nothing_to_denoise(counts, num_query):
     assert make(2, 3, spec=off) is None
 
 
-def test_mask_equals_a_loop():
-    queries = make(2, 3)
-    mask = attention_mask(queries, 4)
-    for row in range(13):
-        for column in range(13):
-            if column >= 9:
-                blocked = False
-            elif row >= 9:
-                blocked = True
-            else:
-                blocked = row // 3 != column // 3
-            assert bool(mask[row, column]) == blocked
-
-
 def test_classes_of_a_task():
     boxes = torch.arange(4 * 9.0).reshape(4, 9)
     truth = GroundTruth(boxes=boxes, labels=torch.tensor([0, 3, 2, 5]))
@@ -117,7 +106,7 @@ def test_seeded_noise_of_a_sample_does_not_depend_on_its_batch():
     seeded = [dataclasses.replace(truth, noise_seed=i) for i, truth in enumerate(truths(2, 3))]
 
     def queries(*chosen):
-        return make_queries(chosen, num_query=20, spec=SPEC, point_range=RANGE)
+        return make_queries(chosen, num_query=20, spec=SPEC, point_range=RANGE, device=CPU)
 
     both = queries(*seeded)
     totals = StepTotals.count([[truth.labels for truth in seeded]], equal_slots=True)

@@ -7,6 +7,7 @@ from mmdet.models.builder import build_head
 from torch.nn import functional as F
 
 from aqr_model.cmt import denoising
+from aqr_model.cmt.loss.assigner import match
 
 BRANCHES = ("center", "height", "dim", "rot", "vel", "cls_logits")
 
@@ -243,14 +244,15 @@ def test_matching_loss_equals_a_loop(monkeypatch):
             slots = torch.cat([out[k][layer, i] for k in BRANCHES[:5]], dim=-1)
             logits = out["cls_logits"][layer, i]
             truth = torch.cat([boxes[i].gravity_center, boxes[i].tensor[:, 3:]], dim=1)
-            assigned = head.criterion.assigner.assign(slots, logits, truth, labels[i]).gt_inds
+            cost = head.criterion.assigner.costs(slots, logits, truth, labels[i]).detach()
+            assigned = dict(zip(*(found[0].tolist() for found in match(cost[None])), strict=True))
             for q in range(len(slots)):
                 target = torch.zeros(10)
-                if assigned[q] == 0:
+                if q not in assigned:
                     negatives += 1
                 else:
                     positives += 1
-                    t = int(assigned[q]) - 1
+                    t = assigned[q]
                     x, y, z, dx, dy, dz, yaw, vx, vy = truth[t]
                     want = torch.stack(
                         [x, y, dx.log(), dy.log(), z, dz.log(), yaw.sin(), yaw.cos(), vx, vy]

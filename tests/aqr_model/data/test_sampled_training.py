@@ -11,10 +11,11 @@ from mmdet3d.datasets import build_dataset
 from mmdet3d.models import build_model
 
 from aqr_model.data.prepare import prepare_database
-from aqr_model.engine.batches import seed_everything, to_device, training_batches
+from aqr_model.engine.batches import seed_everything, training_batches
 from aqr_model.engine.object_sampling import sampling_epochs
 from aqr_model.engine.plan import PlanError
 from aqr_model.train import train
+from aqr_model.engine.transfer import to_device
 
 GROUPS = {"car": 6, "pedestrian": 8, "bus": 2, "traffic_cone": 6}
 

@@ -3,6 +3,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from mmcv.parallel import DataContainer
 from torch.utils.data import Dataset
 
 from aqr_model.engine import batches as module
@@ -35,15 +36,16 @@ class Draws(Dataset):
         return 12
 
     def __getitem__(self, index):
-        return torch.tensor([float(index), np.random.rand(), torch.rand(()).item()])
+        drawn = torch.tensor([float(index), np.random.rand(), torch.rand(()).item()])
+        return {"drawn": DataContainer(drawn, stack=True)}
 
 
 def batches(start, workers=0):
-    return list(
-        module.training_batches(
-            Draws(), batch_size=3, num_workers=workers, seed=7, start=start, stop=10
-        )
-    )
+    return drawn(batch_size=3, num_workers=workers, seed=7, start=start, stop=10)
+
+
+def drawn(**arguments):
+    return [batch["drawn"] for batch in module.training_batches(Draws(), **arguments)]
 
 
 def test_a_resumed_run_sees_what_it_would_have_seen():
@@ -88,15 +90,8 @@ def test_a_step_holds_the_same_samples_however_it_is_split(batch, parts, ranks, 
 
 def test_a_split_step_draws_what_a_whole_one_draws():
     common = {"num_workers": 0, "seed": 7, "start": 1, "stop": 3}
-    whole = list(module.training_batches(Draws(), batch_size=4, **common))
-    split = [
-        list(
-            module.training_batches(
-                Draws(), batch_size=1, parts=2, rank=rank, num_ranks=2, **common
-            )
-        )
-        for rank in range(2)
-    ]
+    whole = drawn(batch_size=4, **common)
+    split = [drawn(batch_size=1, parts=2, rank=rank, num_ranks=2, **common) for rank in range(2)]
     for step, expected in enumerate(whole):
         got = [split[rank][2 * step + part] for part in range(2) for rank in range(2)]
         assert torch.equal(torch.cat(got), expected)

@@ -9,6 +9,7 @@ from aqr_model.engine.weights.states import read_state
 
 HOOK = {"type": "CustomFp16OptimizerHook", "loss_scale": "dynamic"}
 PARTS = ("pts_voxel_encoder", "pts_middle_encoder", "pts_bbox_head")
+ATTENTION = "pts_bbox_head.transformer.decoder.layers.0.attentions.1.attn.out_proj"
 PRETRAINED = "aqr_model/checkpoints/cmt_nano.pth"
 
 
@@ -17,17 +18,21 @@ PRETRAINED = "aqr_model/checkpoints/cmt_nano.pth"
     [
         ({}, Precision()),
         ({"fp16": None, "optimizer_config": {"grad_clip": {"max_norm": 35}}}, Precision()),
-        ({"bf16": True}, Precision(name="bf16")),
-        ({"fp16": {"loss_scale": "dynamic"}}, Precision(name="fp16")),
-        ({"fp16": {"loss_scale": 128}}, Precision(name="fp16", loss_scale=128.0)),
-        ({"fp16": {}}, Precision(name="fp16", loss_scale=512.0)),
+        (
+            {"precision": {"images": "fp16", "decoder": "bf16", "loss_scale": 8}},
+            Precision(images="fp16", decoder="bf16", loss_scale=8.0),
+        ),
+        ({"bf16": True}, Precision(images="bf16", bev="bf16", decoder="bf16")),
+        ({"fp16": {"loss_scale": "dynamic"}}, Precision(images="fp16")),
+        ({"fp16": {"loss_scale": 128}}, Precision(images="fp16", loss_scale=128.0)),
+        ({"fp16": {}}, Precision(images="fp16", loss_scale=512.0)),
         (
             {"fp16": {"loss_scale": {"init_scale": 8.0}}},
-            Precision(name="fp16", loss_scale={"init_scale": 8.0}),
+            Precision(images="fp16", loss_scale={"init_scale": 8.0}),
         ),
         (
             {"optimizer_config": {**HOOK, "custom_fp16": dict.fromkeys(PARTS, False)}},
-            Precision(name="fp16"),
+            Precision(images="fp16"),
         ),
     ],
 )
@@ -38,8 +43,15 @@ def test_the_users_ways_to_say_it(config, expected):
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"bf16": True, "fp16": {"loss_scale": 1.0}}, "one of `bf16` and `fp16`"),
-        ({"bf16": True, "optimizer_config": HOOK}, "one of `bf16` and `fp16`"),
+        ({"bf16": True, "fp16": {"loss_scale": 1.0}}, r"must be set, but got \['bf16', 'fp16'\]"),
+        ({"bf16": True, "optimizer_config": HOOK}, r"must be set, but got \['bf16', 'fp16'\]"),
+        ({"bf16": True, "precision": {"bev": "bf16"}}, r"but got \['precision', 'bf16'\]"),
+        (
+            {"precision": {"bev": "fp16"}},
+            "`precision.bev` must be one of fp32, bf16, but got 'fp16'",
+        ),
+        ({"precision": {"tf32": "yes"}}, "`precision.tf32` must be True or False, but got 'yes'"),
+        ({"precision": {"image": "bf16"}}, r"among \['images', .* but got \['image'\]"),
         ({"fp16": {"loss_scale": "static"}}, "`loss_scale` must be 'dynamic'"),
         ({"fp16": {"loss_scale": 0}}, "`loss_scale` must be 'dynamic'"),
         (
@@ -54,7 +66,7 @@ def test_mistakes_are_refused(config, message):
 
 
 def test_a_constant_scale_stays_and_an_overflow_there_is_an_error():
-    precision = Precision(name="fp16", loss_scale=64.0)
+    precision = Precision(images="fp16", loss_scale=64.0)
     scaler = make_scaler(precision, torch.device("cpu"))
     weight = torch.nn.Parameter(torch.ones(()))
     optimizer = torch.optim.SGD([weight], lr=0.1)
@@ -68,9 +80,9 @@ def test_a_constant_scale_stays_and_an_overflow_there_is_an_error():
 
 
 def test_a_dynamic_scale_may_overflow_until_it_is_too_small():
-    precision = Precision(name="fp16")
+    precision = Precision(images="fp16")
     assert overflow_reason(precision, make_scaler(precision, torch.device("cpu"))) is None
-    small = Precision(name="fp16", loss_scale={"init_scale": 1.5})
+    small = Precision(images="fp16", loss_scale={"init_scale": 1.5})
     reason = overflow_reason(small, make_scaler(small, torch.device("cpu")))
     assert reason == "the gradients are not finite even at loss scale 1.5"
     assert overflow_reason(Precision(), make_scaler(Precision(), torch.device("cpu"))) is not None
@@ -137,16 +149,29 @@ def test_fp16_trains_close_to_float32(run, unscored):
     assert losses(rough) == pytest.approx(losses(exact), rel=0.05)
 
 
-def test_only_the_image_branch_computes_in_low_precision(nano_cfg, monkeypatch):
+@pytest.mark.parametrize(
+    ("precision", "low"),
+    [
+        ({}, set()),
+        ({"images": "bf16"}, {"img_backbone", "img_neck"}),
+        ({"bev": "bf16"}, {"pts_backbone", "pts_neck"}),
+        (
+            {"decoder": "bf16"},
+            {"pts_bbox_head.transformer.decoder.layers.0.attentions.1.attn.out_proj"},
+        ),
+    ],
+)
+def test_each_part_computes_in_its_own_format(nano_cfg, precision, low):
     from mmdet3d.datasets import build_dataset
 
-    from aqr_model.engine.batches import to_device, training_batches
+    from aqr_model.engine.batches import training_batches
     from aqr_model.engine.optim.precision import apply_precision
     from aqr_model.engine.setup import build_detector
+    from aqr_model.engine.transfer import to_device
 
     cfg = nano_cfg()
     model = build_detector(cfg)
-    apply_precision(model, Precision(name="bf16"))
+    apply_precision(model, Precision(**precision))
     seen = {}
 
     def watch(name):
@@ -156,15 +181,18 @@ def test_only_the_image_branch_computes_in_low_precision(nano_cfg, monkeypatch):
 
         return keep
 
-    names = ("img_backbone", "img_neck", "pts_voxel_encoder", "pts_middle_encoder", "pts_neck")
-    for name in (*names, "pts_bbox_head.shared_conv", "pts_bbox_head.transformer"):
+    head = "pts_bbox_head."
+    names = ("img_backbone", "img_neck", "pts_voxel_encoder", "pts_middle_encoder", "pts_backbone")
+    of_head = ("shared_conv", "bev_embedding", "rv_embedding", "aqr_weight_generator.encoder")
+    watched = {*names, "pts_neck", *(head + name for name in of_head), ATTENTION}
+    for name in watched:
         model.get_submodule(name).register_forward_hook(watch(name))
     dataset = build_dataset(cfg.data.train)
     batches = training_batches(dataset, batch_size=1, num_workers=0, seed=0, start=0, stop=1)
     terms = model(return_loss=True, **to_device(next(iter(batches)), torch.device("cpu")))
-    assert seen.pop("img_backbone") == seen.pop("img_neck") == {torch.bfloat16}
-    assert len(seen) == 5
-    assert all(dtypes == {torch.float32} for dtypes in seen.values()), seen
+    assert seen.keys() == watched
+    assert {name for name, dtypes in seen.items() if dtypes == {torch.bfloat16}} == low
+    assert all(seen[name] == {torch.float32} for name in watched - low), seen
     sum(terms.values()).backward()
     assert {p.grad.dtype for p in model.parameters() if p.grad is not None} == {torch.float32}
 

@@ -133,7 +133,8 @@ def test_a_non_finite_loss_ends_the_training_before_the_weights_take_it(
 def test_fresh_aqr_leaves_the_detector_exactly_as_it_was(nano_cfg, tmp_path):
     from mmdet3d.datasets import build_dataset
 
-    from aqr_model.engine.batches import to_device, training_batches
+    from aqr_model.engine.batches import training_batches
+    from aqr_model.engine.transfer import to_device
     from aqr_model.engine.weights.states import save_weights
 
     plain_cfg = nano_cfg(**{"model.pts_bbox_head.enable_aqr": False})
