@@ -299,7 +299,7 @@ class CmtHead(BaseModule):
         inputs = self.decoder_inputs(bev, camera, img_metas)
         queries = inputs.denoising
         groups = None if queries is None else queries.groups
-        with autocast(x.device, self.decoder_dtype):
+        with autocast(inputs.memory.device, self.decoder_dtype):
             decoded = self.transformer(inputs.memory, inputs.memory_pos, inputs.query_pos, groups)
         return [
             [self._predict(head, decoded.float(), inputs.reference_points, queries)]

@@ -267,4 +267,7 @@ def _score_due(run: Run, step: int, rungs_done: int) -> int:
 def _clip(model: nn.Module, optimizer_config: Mapping[str, Any] | None) -> Tensor:
     """Scale the gradients down to a norm; return what it was. Without a limit it only measures."""
     limits = (optimizer_config or {}).get("grad_clip") or {}
-    return OptimizerHook({"max_norm": math.inf, **limits}).clip_grads(model.parameters())
+    hook: Any = OptimizerHook(
+        {"max_norm": limits.get("max_norm", math.inf), "norm_type": limits.get("norm_type", 2)}
+    )
+    return hook.clip_grads(model.parameters())

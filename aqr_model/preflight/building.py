@@ -52,15 +52,19 @@ def attempt(
         What was built, without the arguments that nobody knows and the parts that cannot be built;
         None if it cannot be built even so.
     """
-    rest = deepcopy(dict(config))
+    rest, is_whole = deepcopy(dict(config)), True
     for _ in range(_MOST_FAULTS):
         try:
             return build(deepcopy(rest))
         # What a constructor raises depends on whoever wrote it.
         except Exception as error:  # noqa: BLE001
-            path, is_argument = _told(error, rest, place, findings)
+            told = Findings()
+            path, is_argument = _told(error, rest, place, told)
+            if path or is_whole:  # else it may miss what was taken away
+                findings.errors += [each for each in told.errors if each not in findings.errors]
             if not (is_argument or without_parts) or not _take_away(rest, path):
                 return None
+            is_whole = is_whole and is_argument
     return None
 
 

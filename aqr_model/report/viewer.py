@@ -13,8 +13,8 @@ from aqr_model.aqr.observed import observe
 from aqr_model.aqr.statistics import describe, histograms_of
 from aqr_model.data import CustomNuScenesDataset
 from aqr_model.data.nuscenes.infos import CAMERAS
+from aqr_model.engine.config_keys import ConfigError
 from aqr_model.engine.transfer import collate, to_device
-from aqr_model.preflight.reading import ConfigError
 from aqr_model.report.pictures import Scene
 
 logger = logging.getLogger(__name__)

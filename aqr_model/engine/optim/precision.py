@@ -16,6 +16,7 @@ from torch import nn
 from aqr_model.engine import config_keys
 
 READS: config_keys.Reads = {
+    "precision.**": config_keys.SECTION.or_none(),
     "bf16": config_keys.FLAG.or_none(),
     "fp16": config_keys.ANY,
     "fp16.loss_scale.**": config_keys.ANY,

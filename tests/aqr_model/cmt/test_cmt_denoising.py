@@ -136,7 +136,10 @@ def test_a_step_counts_the_queries_that_its_batches_make(batches, equal_slots):
         ]
     )
     with counted_over(totals):
-        made = [make_queries(batch, num_query=20, spec=SPEC, point_range=RANGE) for batch in drawn]
+        made = [
+            make_queries(batch, num_query=20, spec=SPEC, point_range=RANGE, device=CPU)
+            for batch in drawn
+        ]
     largest = max(max(counts) for counts in batches)
     for counts, queries in zip(batches, made, strict=True):
         assert (queries is None) == (sum(counts) == 0)

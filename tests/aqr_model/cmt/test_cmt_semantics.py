@@ -286,7 +286,7 @@ def test_the_documented_stages_are_a_config_that_the_parts_take():
         head.set_epoch(epoch, config["total_epochs"])
         assert head.weight_renderer.max_weight_clamp == clamp
         assert head.feature_modulator.residual_weight == residual
-        assert [schedule(epoch) for schedule in rates] == [rate] * 3
+        assert [schedule(epoch) for schedule in rates] == [rate]
 
 
 def test_the_documented_table_has_every_field_with_its_values():

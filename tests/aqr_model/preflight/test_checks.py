@@ -77,13 +77,13 @@ def test_settings_that_do_nothing_are_named_and_the_training_starts(start):
     assert len(started) == 1
     assert [text.partition(": ")[0] for text in told] == [
         "optimizer_config.paramwise_cfg (own.py, line 4)",
-        "custom_hooks (own.py, line 5)",
         "workflow (own.py, line 6)",
+        "custom_hooks (own.py, line 5)",
         "optimizer.paramwise_cfg.custom_keys.query_embed (own.py, line 7)",
     ]
     assert "`paramwise_cfg` is read at `optimizer.paramwise_cfg`: write it there." in told[0]
-    assert "Unheard is not run (Unheard is registered nowhere)" in told[1]
-    assert "ExpMomentumEMAHook" not in told[1]  # it runs
+    assert "Unheard is not run (Unheard is registered nowhere)" in told[2]
+    assert "ExpMomentumEMAHook" not in told[2]  # it runs
 
 
 def test_of_several_processes_one_speaks(start, monkeypatch):

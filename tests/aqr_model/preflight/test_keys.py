@@ -154,7 +154,7 @@ def test_what_everybody_writes_or_asks_for_nothing_is_quiet(key, value):
         ("evaluation", True, "a dict"),
         ("freeze", "pts_backbone", "a list of names"),
         ("load_from", True, "a text"),
-        ("checkpoint_config.interval", -1, "a number above 0"),
+        ("checkpoint_config.interval", -2, "a number above 0"),
     ],
 )
 def test_a_value_of_the_wrong_kind_is_refused(key, value, wanted):

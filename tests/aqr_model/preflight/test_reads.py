@@ -1,5 +1,7 @@
 """What is declared as read is what a training reads, no more and no less."""
 
+from pathlib import Path
+
 import pytest
 from mmcv.runner import build_optimizer
 from recorder import Recorder
@@ -8,6 +10,8 @@ from watched import Watched
 
 from aqr_model.cmt.head import POINT_SETTINGS
 from aqr_model.engine.optim.precision import read_precision
+from aqr_model.engine.resuming import resume_path
+from aqr_model.engine.weights.pretrained import Wanted
 from aqr_model.preflight.keys import is_known, reads
 from aqr_model.train import train
 
@@ -40,6 +44,9 @@ def noted(nano_cfg, tmp_path_factory):
     build_optimizer(
         nn.ModuleDict({"transformer": nn.Linear(1, 1), "n": nn.Linear(1, 1)}), watched.optimizer
     )
+    # What the commands read, and weights to start from.
+    Wanted.of_config(watched)
+    resume_path(watched, Path(), resume=False)
     # What stands in place of something else.
     read_precision(Watched({"fp16": {"loss_scale": 2.0}}, paths))
     read_precision(Watched({"optimizer_config": {"type": "Fp16", "loss_scale": 2.0}}, paths))

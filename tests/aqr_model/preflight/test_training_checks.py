@@ -56,7 +56,7 @@ def test_a_config_that_can_start_has_nothing_to_be_said(check):
         ("momentum_config = dict(policy='cyclic', ratios=(1, 1))\n", "momentum_config", "ratios"),
         ("fp16 = dict(loss_scale=-1)\n", "optimizer_config", "`loss_scale` must be"),
         ("fp16 = dict(loss_scale=dict(mode='dynamic'))\n", "optimizer_config", "mode"),
-        ("bf16 = True\nfp16 = dict()\n", "optimizer_config", "one of `bf16` and `fp16`"),
+        ("bf16 = True\nfp16 = dict()\n", "optimizer_config", "one of `precision`, `bf16`"),
         ("freeze = ['pts_backbon', 'pts_neck']\n", "freeze", "'pts_backbon'"),
         ("freeze = ['img_backbone', 'img_neck', 'pts_voxel_encoder', 'pts_backbone', 'pts_neck', "
          "'pts_bbox_head']\n", "optimizer", "parameters that train"),
@@ -182,7 +182,10 @@ def test_weights_must_be_there_and_fit(check, tmp_path):
     torch.save({"state_dict": own}, "other.pth")
     errors, _ = check("load_from = 'other.pth'\n")
     assert "shape of pts_bbox_head.reference_points.weight" in errors["load_from"]
-    torch.save(OrderedDict((k, v) for k, v in own.items() if k.startswith("img_neck")), "part.pth")
+    torch.save(
+        OrderedDict((k, v) for k, v in own.items() if "lateral_convs.0.conv.weight" in k),
+        "part.pth",
+    )
     errors, _ = check("load_from = 'part.pth'\n")
     assert "load_from" in errors
     (tmp_path / "torn.pth").write_bytes(b"PK")
