@@ -206,8 +206,9 @@ def detector(build: Callable[[Any], nn.Module], cfg: Any) -> nn.Module:
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
-        elif isinstance(getattr(module, "dropout", None), float):
-            module.dropout = 0.0
+        for name in ("dropout", "attn_drop"):  # torch's and our attention
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, 0.0)
     return model
 
 
