@@ -42,6 +42,10 @@ CASES = [
     "lidar.train",
     "camera.evaluate",
     "camera.train",
+    "r50.float32.rates",
+    "vov.float32.rates",
+    "lidar.float32.rates",
+    "camera.float32.rates",
     "r50.float32.precision",
     "r50.float32.train",
     "vov.float32.train",
@@ -100,6 +104,10 @@ def run_side(name: str, cmt: Path | None, cases: Sequence[str], folder: Path) ->
             import steps
 
             found = getattr(steps, name)(case, cfg, folder)
+        elif case.endswith("rates"):
+            import steps
+
+            found = steps.ours_rates(cfg) if name == "ours" else steps.public_rates(cfg, folder)
         elif case.endswith("precision"):
             import precision
 

@@ -18,6 +18,8 @@ from torch import nn
 STEPS = 12
 SAMPLES = 24
 BATCH = 2
+# The loss is not scaled, and torch's scaler takes no float64.
+_NO_SCALER = torch.amp.GradScaler("cpu", enabled=False)
 
 
 def sample(size: str, index: int) -> parity_cases.Batch:
@@ -139,8 +141,7 @@ def ours(case: str, cfg: Any, folder: Path) -> dict[str, np.ndarray]:
     with (
         mock.patch.object(setup, "Evaluator", Unscored),
         mock.patch.object(setup, "build_detector", build),
-        # Torch's scaler of the loss, whose scale is 1 here, takes no float64.
-        mock.patch.object(setup, "make_scaler", lambda *_: torch.amp.GradScaler(enabled=False)),
+        mock.patch.object(setup, "make_scaler", return_value=_NO_SCALER),
         mock.patch.object(denoising, "draw_seeded_noise", draw),
         mock.patch.object(Rates, "set", set_and_keep),
     ):
@@ -193,3 +194,74 @@ def public(case: str, cfg: Any, folder: Path) -> dict[str, np.ndarray]:
     runner.register_hook(Keep(), priority="LOW")
     runner.run([Batches()], [("train", 1)])
     return _found(losses, norms, rates, model)
+
+
+RATE_STEPS, RATE_EPOCHS, EVERY = 10_000, 20, 100
+
+
+def ours_rates(cfg: Any) -> dict[str, np.ndarray]:
+    """Weight decay of every parameter; its rate and first beta at every hundredth of a training."""
+    from mmdet3d.models import build_model
+
+    from aqr_model.engine.optim.lr_schedule import Schedule
+    from aqr_model.engine.optim.param_groups import Rates as Groups
+    from aqr_model.engine.optim.param_groups import make_optimizer
+
+    model = build_model(cfg.model)
+    optimizer = make_optimizer(model, cfg.optimizer)
+    schedule = Schedule(
+        optimizer,
+        lr_config=cfg.lr_config,
+        momentum_config=cfg.get("momentum_config"),
+        total_steps=RATE_STEPS,
+        total_epochs=RATE_EPOCHS,
+        steps_per_epoch=RATE_STEPS // RATE_EPOCHS,
+    )
+    groups, rates = Groups(optimizer, cfg.optimizer, schedule, total_epochs=RATE_EPOCHS), []
+    for step in range(0, RATE_STEPS, EVERY):
+        groups.set(step, step * RATE_EPOCHS / RATE_STEPS)
+        rates.append(_rates(model, optimizer))
+    return _scheduled(model, optimizer, rates)
+
+
+def public_rates(cfg: Any, folder: Path) -> dict[str, np.ndarray]:
+    """The same under mmcv's runner, whose steps do nothing."""
+    from mmcv.runner import EpochBasedRunner, Hook, build_optimizer
+    from mmdet3d.models import build_model
+
+    model = build_model(cfg.model)
+    rates: list[Any] = []
+
+    class Still(nn.Module):
+        def train_step(self, *_: Any, **__: Any) -> dict[str, Any]:
+            return {"loss": 0.0, "log_vars": {}, "num_samples": 1}
+
+    class Keep(Hook):
+        def before_train_iter(self, runner: Any) -> None:
+            if runner.iter % EVERY == 0:
+                rates.append(_rates(model, runner.optimizer))
+
+    optimizer = build_optimizer(model, cfg.optimizer)
+    runner = EpochBasedRunner(
+        Still(),
+        optimizer=optimizer,
+        work_dir=str(folder),
+        logger=logging.getLogger("parity"),
+        max_epochs=RATE_EPOCHS,
+    )
+    runner.register_lr_hook(cfg.lr_config)
+    runner.register_momentum_hook(cfg.get("momentum_config"))
+    runner.register_hook(Keep(), priority="VERY_LOW")
+    runner.run([range(RATE_STEPS // RATE_EPOCHS)], [("train", 1)])
+    return _scheduled(model, optimizer, rates)
+
+
+def _scheduled(
+    model: nn.Module, optimizer: torch.optim.Optimizer, rates: list
+) -> dict[str, np.ndarray]:
+    decays = {id(p): g["weight_decay"] for g in optimizer.param_groups for p in g["params"]}
+    return {
+        "rate.lr": np.array([[lr for lr, _ in row] for row in rates]),
+        "rate.momentum": np.array([[beta for _, beta in row] for row in rates]),
+        "rate.decay": np.array([decays[id(p)] for _, p in sorted(model.named_parameters())]),
+    }
