@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Makes the environment: a .venv in the checkout with exact versions. Quick when nothing has changed.
-# MMCV_OPS=1 also compiles mmcv's operators for the CPU (about ten minutes); nothing here needs them.
+# DEVICE=cpu|cuda chooses the build of spconv and whether torch must reach a GPU; by default cuda where there is an NVIDIA
+# driver. MMCV_OPS=1 also compiles mmcv's operators for the CPU (about ten minutes); nothing here needs them.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -10,6 +11,15 @@ PYTHON=${PYTHON:-python3.11}
 command -v "$PYTHON" >/dev/null || fail "Python 3.11 is needed, but '$PYTHON' was not found; install it (Debian: python3.11 python3.11-venv python3.11-dev) or set PYTHON."
 "$PYTHON" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || fail "Python 3.11 is needed, but '$PYTHON' is $("$PYTHON" -V 2>&1); set PYTHON to a 3.11."
 "$PYTHON" -c 'import venv, ensurepip' 2>/dev/null || fail "Python's venv module is needed, but '$PYTHON' lacks it (Debian: apt-get install python3.11-venv)."
+if [ -z "${DEVICE:-}" ]; then
+    DEVICE=cpu
+    if nvidia-smi -L >/dev/null 2>&1; then DEVICE=cuda; fi
+fi
+case $DEVICE in
+    cpu) sparse="spconv cumm" other="spconv-cu126 cumm-cu126" ;;
+    cuda) sparse="spconv-cu126 cumm-cu126" other="spconv cumm" ;;
+    *) fail "DEVICE must be cpu or cuda, but is '$DEVICE'." ;;
+esac
 if [ "${MMCV_OPS:-0}" = 1 ]; then
     command -v c++ >/dev/null || command -v g++ >/dev/null || fail "A C++ compiler is needed for MMCV_OPS=1, but none was found (Debian: apt-get install g++)."
     header=$("$PYTHON" -c 'import sysconfig, os; print(os.path.join(sysconfig.get_paths()["include"], "Python.h"))')
@@ -17,7 +27,7 @@ if [ "${MMCV_OPS:-0}" = 1 ]; then
 fi
 
 stamp=.venv/.setup-stamp
-wanted=$( (cat scripts/setup.sh requirements/*.txt pyproject.toml; echo "${MMCV_OPS:-0}") | sha256sum | cut -d' ' -f1)
+wanted=$( (cat scripts/setup.sh requirements/*.txt pyproject.toml; echo "$DEVICE ${MMCV_OPS:-0}") | sha256sum | cut -d' ' -f1)
 [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$wanted" ] && exit 0
 
 say() { echo "setup: $*"; }
@@ -29,6 +39,14 @@ pip() { .venv/bin/python -m pip --disable-pip-version-check install --quiet --co
 rm -f "$stamp"
 say "torch and build tools"
 pip -r requirements/build.txt
+if [ "$DEVICE" = cuda ] && ! .venv/bin/python -c 'import sys, torch; sys.exit(torch.version.cuda is None)'; then
+    fail "DEVICE=cuda needs a CUDA build of torch, but pip has found $(.venv/bin/python -c 'import torch; print(torch.__version__)'). Give pip an index with CUDA builds, or set DEVICE=cpu."
+fi
+say "spconv for $DEVICE"
+# Both builds are the same modules: one must go before the other comes.
+.venv/bin/python -m pip --disable-pip-version-check uninstall --quiet --yes $other 2>/dev/null
+# shellcheck disable=SC2086  # two names
+pip $sparse
 say "Ray, Optuna, MLflow and the rest"
 pip --no-build-isolation --editable '.[dev]'
 say "OpenMMLab packages"

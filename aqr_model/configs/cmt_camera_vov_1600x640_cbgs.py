@@ -234,6 +234,6 @@ total_epochs = 20
 seed = 0
 evaluation = dict(rungs=[1.0], val_shares=[1.0])
 log_config = dict(interval=50)
-checkpoint_config = dict(interval=1000)
+checkpoint_config = dict(by_epoch=False, interval=1000)
 load_from = "ckpts/fcos3d_vovnet_imgbackbone-remapped.pth"
 work_dir = "work_dirs/cmt_camera_vov_1600x640_cbgs"

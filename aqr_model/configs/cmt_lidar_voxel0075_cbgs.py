@@ -273,6 +273,6 @@ total_epochs = 20
 seed = 0
 evaluation = dict(rungs=[1.0], val_shares=[1.0])
 log_config = dict(interval=50)
-checkpoint_config = dict(interval=1000)
+checkpoint_config = dict(by_epoch=False, interval=1000)
 load_from = None
 work_dir = "work_dirs/cmt_lidar_voxel0075_cbgs"

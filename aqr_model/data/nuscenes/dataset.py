@@ -186,7 +186,11 @@ class CustomNuScenesDataset(NuScenesDataset):
             raise DataError(f"{self.ann_file} must hold samples, but holds none.")
         tokens = [info["token"] for info in self.data_infos]
         require_samples(self.data_root, self.version, tokens, source=self.ann_file)
-        names = sensor_files(self.data_infos[0])
+        names = sensor_files(
+            self.data_infos[0],
+            lidar=self.modality["use_lidar"],
+            cameras=self.modality["use_camera"],
+        )
         missing = [name for name in names if not os.path.isfile(self._path(name))]
         if missing:
             raise DataError(

@@ -70,10 +70,17 @@ def camera_matrices(info: Mapping[str, Any]) -> dict[str, list[Floats]]:
     return {"lidar2img": lidar2img, "lidar2cam": lidar2cam, "cam_intrinsic": intrinsics}
 
 
-def sensor_files(info: Info) -> list[str]:
-    """Every sensor file that an info names, relative to the dataroot."""
-    cameras = [camera["data_path"] for camera in info["cams"].values()]
-    return [info["lidar_path"], *cameras, *(sweep["data_path"] for sweep in info["sweeps"])]
+def sensor_files(info: Info, *, lidar: bool = True, cameras: bool = True) -> list[str]:
+    """The sensor files that an info names, relative to the dataroot.
+
+    Args:
+        info: Of a sample.
+        lidar: Those of the LiDAR.
+        cameras: Those of the cameras.
+    """
+    points = [info["lidar_path"], *(sweep["data_path"] for sweep in info["sweeps"])]
+    images = [camera["data_path"] for camera in info["cams"].values()]
+    return [*(points if lidar else ()), *(images if cameras else ())]
 
 
 def _homogeneous(matrix: Floats, translation: Floats) -> Floats:

@@ -51,7 +51,7 @@ def test_boxes_stay_on_their_objects_in_every_image(flips):
         # A mirrored box counts its corners in another order.
         gaps = np.linalg.norm(found[:, :8, None] - pixels[view][:, None, :8], axis=-1)
         assert gaps.min(axis=1).max() < 0.05
-        np.testing.assert_allclose(matrix, moved["intrinsics"][view] @ moved["lidar2cam"][view])
+        np.testing.assert_allclose(matrix, moved["cam_intrinsic"][view] @ moved["lidar2cam"][view])
 
 
 def test_the_public_reversed_angle_takes_the_boxes_off_their_objects(caplog):
@@ -78,7 +78,7 @@ def test_what_it_cannot_do_is_refused():
 def test_the_steps_of_both_sensors_work_with_one(absent):
     whole, one = scene(), {key: value for key, value in scene().items() if key != absent}
     if absent == "img":  # a LiDAR data set has no camera matrices
-        one = {k: v for k, v in one.items() if k not in ("lidar2img", "lidar2cam", "intrinsics")}
+        one = {k: v for k, v in one.items() if k not in ("lidar2img", "lidar2cam", "cam_intrinsic")}
     for make in (
         lambda: GlobalRotScaleTransAll([-0.3, 0.3], [0.9, 1.1], (0.5, 0.5, 0.5)),
         lambda: CustomRandomFlip3D(False, 1.0, 1.0),

@@ -134,4 +134,5 @@ def test_a_submission_needs_a_folder_and_all_samples(options, tmp_path):
     from aqr_model import evaluate
 
     command = ["aqr_model/configs/cmt_nano.py", "aqr_model/checkpoints/cmt_nano.pth", *options]
-    assert "needs --out, and writes all samples" in CliRunner().invoke(evaluate.app, command).output
+    said = CliRunner().invoke(evaluate.app, command).output
+    assert "--format-only must come with --out and without --share" in said

@@ -97,7 +97,7 @@ def test_max_iters_is_refused_with_the_epochs_to_write(nano_cfg, tmp_path):
     cfg.dump(str(tmp_path / "iters.py"))
     ended = CliRunner().invoke(train.app, [str(tmp_path / "iters.py"), "--work-dir", str(tmp_path)])
     assert ended.exit_code == 2
-    assert "write `total_epochs = " in ended.stderr
+    assert "Write `total_epochs = EPOCHS`" in ended.stderr
 
 
 def test_with_epochs_an_iteration_based_config_counts_its_intervals_in_steps(nano_cfg):
