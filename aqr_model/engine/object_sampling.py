@@ -15,6 +15,7 @@ from aqr_model.engine.plan import PlanError
 READS: config_keys.Reads = {
     "object_sampling_until_epoch": config_keys.NUMBER_FROM_0.or_none(),
 }
+
 SAMPLERS = ("UnifiedObjectSample", "ObjectSample")
 """Pipeline steps that paste objects: CMT's into both sensors, mmdet3d's into the points."""
 
@@ -61,7 +62,7 @@ class SamplingUntil:
     def set(self, step: int) -> None:
         """Make the dataset what it is in a step."""
         for pipeline, full, rest in self._pipelines:
-            pipeline.transforms = full if step <= (self.stop or 0) else rest
+            pipeline.transforms = full if step < (self.stop or 0) else rest
 
 
 def _samples(transform: Any) -> bool:

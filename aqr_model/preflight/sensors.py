@@ -34,12 +34,6 @@ def check_sensors(
 def _faults(cfg: Config, splits: Sequence[str]) -> Iterator[Fault]:
     """Where the sensors of a config disagree."""
     head, read = _head(cfg)
-    if len(read) == 1 and cfg.model.pts_bbox_head.get("enable_aqr"):
-        yield (
-            "model.pts_bbox_head.enable_aqr",
-            f"must be False for {head}: query routing weighs LiDAR against cameras, and this head"
-            f" reads {read[0]} alone. Take it out, or use CmtHead with both sensors.",
-        )
     for place, dataset in _datasets(cfg, splits):
         modality = dataset.get("modality") or {"use_lidar": True}
         for sensor in read:

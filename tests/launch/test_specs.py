@@ -200,7 +200,8 @@ def test_sensors_that_disagree_are_a_mistake_of_the_spec() -> None:
         )
         training = build_training(spec, base, root=ROOT)
         problems = check_trainings(spec, training, config, files=False).problems
-        found = [(place, said) for place, said in problems if "CmtLidarHead" in said]
+        found = [problem for problem in problems if "CmtLidarHead" in problem[1]]
         assert len(found) == faults
-    assert found[0] == (("train", "overrides", key), found[0][1])
-    assert found[0][1].startswith("must be False for CmtLidarHead")
+    (place, said), *_ = found
+    assert place == ("train", "overrides", key)
+    assert "`enable_aqr` must be False for CmtLidarHead" in said

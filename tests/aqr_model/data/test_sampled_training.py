@@ -106,9 +106,9 @@ def test_loading_processes_and_a_resumed_run_draw_the_same(cfg):
     expected = list(batches(dataset, 0))
     resumed = list(batches(build_dataset(cfg.data.train), 2, start=2))
     for ours, theirs in zip(expected[2:], resumed, strict=True):
-        for one, other in zip(ours["points"].data[0], theirs["points"].data[0], strict=True):
+        for one, other in zip(ours["points"], theirs["points"], strict=True):
             assert torch.equal(one, other)
-        assert torch.equal(ours["img"].data[0], theirs["img"].data[0])
+        assert torch.equal(ours["img"], theirs["img"])
 
 
 def drawn(dataset, **settings):
@@ -118,9 +118,9 @@ def drawn(dataset, **settings):
     found = training_batches(dataset, **common | settings)
     return {
         step: [
-            *batch["points"].data[0],
-            batch["img"].data[0],
-            *(boxes.tensor for boxes in batch["gt_bboxes_3d"].data[0]),
+            *batch["points"],
+            batch["img"],
+            *(boxes.tensor for boxes in batch["gt_bboxes_3d"]),
         ]
         for step, batch in enumerate(found, start=start)
     }

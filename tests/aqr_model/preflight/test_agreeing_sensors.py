@@ -76,12 +76,6 @@ def test_configs_in_the_users_vocabulary_agree():
             "data.train.pipeline.2",
             "ModalMask3D blanks one of two sensors, and CmtImageHead reads camera alone",
         ),
-        (
-            "lidar_nano",
-            {"model.pts_bbox_head.enable_aqr": True},
-            "model.pts_bbox_head.enable_aqr",
-            "query routing weighs LiDAR against cameras, and this head reads lidar alone",
-        ),
     ],
 )
 def test_where_sensors_disagree_is_named(name, overrides, key, said):
