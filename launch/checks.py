@@ -106,9 +106,7 @@ def check_trainings(
         files: Data and weights that the trainings name must be there.
         is_new: The sweep has not begun; one that has goes on even if it searches what does nothing.
     """
-    from aqr_model.engine.resuming import require_no_resume
     from aqr_model.preflight.checks import preflight
-    from aqr_model.preflight.training import refused
     from launch.training import resolve
 
     checked, space = Checked(), spec.build_space()
@@ -121,9 +119,7 @@ def check_trainings(
             text = f"must be dotted keys of the config, but: {_brief(error)}"
             checked.problems.append((("train", "overrides"), text))
             return checked
-        found = preflight(cfg, source=config, files=files)
-        with refused(found, "resume_from"):
-            require_no_resume(cfg)
+        found = preflight(cfg, source=config, files=files, in_sweep=True)
         _place(found, spec, label, checked)
         if not label:
             _warn(found, spec, checked)

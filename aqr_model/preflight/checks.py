@@ -23,7 +23,9 @@ from aqr_model.preflight.training import (
 )
 
 
-def preflight(cfg: Config, *, source: Path | None = None, files: bool = True) -> Findings:
+def preflight(
+    cfg: Config, *, source: Path | None = None, files: bool = True, in_sweep: bool = False
+) -> Findings:
     """Find out what a training would meet, before anything starts.
 
     The model is built without memory for its weights, the datasets without their data: that takes
@@ -34,6 +36,7 @@ def preflight(cfg: Config, *, source: Path | None = None, files: bool = True) ->
         source: The config's file, for the places of keys; by default the one that `cfg` was read
             from.
         files: What the config names must be there: data, weights. False where they lie elsewhere.
+        in_sweep: A sweep starts it: its trials go on by themselves, and not from `resume_from`.
 
     Returns:
         All that was found.
@@ -47,7 +50,7 @@ def preflight(cfg: Config, *, source: Path | None = None, files: bool = True) ->
     check_length(cfg, findings)
     check_object_sampling(cfg, findings)
     check_hooks(cfg, findings)
-    check_start(cfg, findings, files=files)
+    check_start(cfg, findings, files=files, in_sweep=in_sweep)
     check_rates(cfg, findings)
     model = check_model(config, findings, files=files)
     if model is not None:

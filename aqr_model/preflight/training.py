@@ -18,6 +18,7 @@ from aqr_model.engine.optim.lr_schedule import Schedule, make_hooks
 from aqr_model.engine.optim.param_groups import Rates, make_optimizer, matching_key
 from aqr_model.engine.optim.precision import make_scaler, read_precision
 from aqr_model.engine.plan import budget_epochs, make_plan
+from aqr_model.engine.resuming import require_no_resume
 from aqr_model.engine.weights.files import CheckpointError
 from aqr_model.engine.weights.pretrained import Wanted, examine
 from aqr_model.preflight.building import heard
@@ -122,9 +123,15 @@ def check_object_sampling(cfg: Config, findings: Findings) -> None:
             sampling_epochs(cfg)
 
 
-def check_start(cfg: Config, findings: Findings, *, files: bool = True) -> None:
-    """Check that the training state to go on from is there."""
+def check_start(
+    cfg: Config, findings: Findings, *, files: bool = True, in_sweep: bool = False
+) -> None:
+    """Check that the training state to go on from is there; a sweep's trials go on from none."""
     file = cfg.get("resume_from")
+    if in_sweep:
+        with refused(findings, "resume_from"):
+            require_no_resume(cfg)
+        return
     if files and isinstance(file, str) and file and not Path(file).is_file():
         findings.refuse(
             "resume_from",

@@ -248,7 +248,10 @@ def test_a_parameter_acts_where_its_condition_holds(plan):
 @pytest.mark.parametrize(
     ("config", "said"),
     [
-        ("resume_from = 'work_dirs/base/epoch_15.pth'\n", "resume_from (own.py, line 2): "),
+        (
+            "resume_from = 'work_dirs/base/epoch_15.pth'\n",
+            "resume_from (own.py, line 2): `resume_from =",
+        ),
         (
             "lr_config = dict(_delete_=True, policy='Ladder', step=[8, 11])\n",
             "lr_config (own.py, line 2): ",

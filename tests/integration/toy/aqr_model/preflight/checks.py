@@ -3,5 +3,5 @@
 from types import SimpleNamespace
 
 
-def preflight(cfg, *, source=None, files=True):
+def preflight(cfg, *, source=None, files=True, in_sweep=False):
     return SimpleNamespace(errors=[], warnings=[], notes=[])
