@@ -1,5 +1,6 @@
 """A sweep on this machine from start to export, by the commands that users type."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -42,7 +43,11 @@ def wait_for(condition: Callable[[], bool]) -> None:
 def test_a_sweep_is_run_stopped_resumed_and_exported(checkout: Path) -> None:
     directory = checkout / "runs" / "toy"
     driver = subprocess.Popen(
-        [*CLI, "run", "toy.yaml", "--plain"], cwd=checkout, stdout=subprocess.PIPE, text=True
+        [*CLI, "run", "toy.yaml", "--plain"],
+        cwd=checkout,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "TOY_STEP_S": "0.1"},  # it must still run when it is told to stop
     )
     wait_for(lambda: any(directory.glob("trials/*/spool.jsonl")))
     second = call("resume", "toy", cwd=checkout)
