@@ -130,7 +130,8 @@ class CmtHead(BaseModule):
             use_simple_modulation: Scale features by the map alone; `modulator_config` is not read.
             debug_mode: Unused; the users' configs carry it. Statistics: set `collect_aqr`, then
                 `aqr_model.aqr.aqr_statistics(**head.last_aqr)` after a forward.
-            visualization_interval: Unused; the users' configs carry it.
+            visualization_interval: Steps between two statistics of AQR, which a training takes; 0
+                for none.
             init_cfg: mmcv's initialisation config.
 
         Raises:
@@ -151,6 +152,7 @@ class CmtHead(BaseModule):
             _grid_side(num_query)
         if train_cfg is None and test_cfg is None:
             raise ValueError("`train_cfg` or `test_cfg` must be given: they hold `grid_size`.")
+        self.visualization_interval = visualization_interval if enable_aqr else 0
         self.num_query = num_query
         self.hidden_dim = hidden_dim
         self.depth_num = depth_num

@@ -74,9 +74,8 @@ class SpconvVoxelizer(nn.Module):
             coordinates: z, y, x index. [M, 3]
             counts: Points in each voxel. [M]
         """
-        voxels, coordinates, counts = self._generator(points.device)(points.float().contiguous())
-        # The generator reuses its buffers at the next sample.
-        return voxels.clone(), coordinates.clone(), counts.clone()
+        # spconv hands out copies of the buffers that it fills again for the next sample.
+        return self._generator(points.device)(points.float().contiguous())
 
     def __getstate__(self) -> dict:
         """Leave the generators behind: they are made anew where the module arrives."""

@@ -106,7 +106,10 @@ class Workers:
         if self.control is None:
             return model
         return DistributedDataParallel(
-            model, find_unused_parameters=find_unused, broadcast_buffers=False
+            model,
+            find_unused_parameters=find_unused,
+            broadcast_buffers=False,
+            gradient_as_bucket_view=True,  # no second copy of all gradients
         )
 
 

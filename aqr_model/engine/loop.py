@@ -14,6 +14,7 @@ from mmdet3d.datasets import build_dataset
 from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 
+from aqr_model.aqr.crossings import read
 from aqr_model.cmt.loss.step_totals import StepTotals
 from aqr_model.engine import config_keys
 from aqr_model.engine.batches import Split, seed_everything, training_batches
@@ -155,7 +156,8 @@ def _train(
         run.scaler.unscale_(run.optimizer)
         run.monitor.measure_gradients(step)
         grad_norm = _clip(run.model, cfg.get("optimizer_config"))
-        mean_loss, norm = workers.mean(torch.stack([loss.float(), grad_norm.float()])).tolist()
+        pair = workers.mean(torch.stack([loss.float(), grad_norm.float()]))
+        mean_loss, norm = read([pair], "loss and norm of the gradients")[0].tolist()
         # Weights that have taken a non-finite gradient are lost; so stop before, not after.
         require_finite(
             mean_loss,

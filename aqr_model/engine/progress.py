@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from aqr_model.aqr.crossings import read
 from aqr_model.engine.distributed import Workers
 from aqr_model.engine.plan import Plan
 
@@ -84,9 +85,11 @@ class Progress:
 
     def _flush(self, step: int) -> None:
         sums = torch.stack([value.float() for value in self._sums.values()])
-        means = (self.workers.mean(sums) / self._steps).tolist()
+        (means,) = read([self.workers.mean(sums) / self._steps], "losses for the log")
         if self.report is not None:
-            values = {f"train/{name}": mean for name, mean in zip(self._sums, means, strict=True)}
+            values = {
+                f"train/{name}": mean for name, mean in zip(self._sums, means.tolist(), strict=True)
+            }
             self.report.log(values | self._of_training(step), step=step + 1)
         self._begin()
 

@@ -28,6 +28,7 @@ READS: config_keys.Reads = {
     f"{_GROUPS}.bypass_duplicate": config_keys.FLAG,
 }
 
+_CAN_FUSE = ("Adam", "AdamW", "SGD")
 # AQR's learned numbers, whose neutral values are 1 and 0: decay would switch the modulation off.
 _NEVER_DECAYED = ("modulation_scale", "modulation_bias")
 
@@ -59,7 +60,7 @@ def make_optimizer(model: nn.Module, config: Mapping[str, Any]) -> torch.optim.O
     """
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     keys = (config.get("paramwise_cfg") or {}).get("custom_keys") or {}
-    optimizer = build_optimizer(model, _without_schedules(config))
+    optimizer = build_optimizer(model, _without_schedules(_fused(config, model)))
     merged: dict[tuple[Any, ...], dict[str, Any]] = {}
     for group in optimizer.param_groups:
         for parameter in group["params"]:
@@ -76,6 +77,12 @@ def make_optimizer(model: nn.Module, config: Mapping[str, Any]) -> torch.optim.O
         raise ValueError("a model must have parameters that train, but all of this one are frozen")
     optimizer.param_groups = list(merged.values())
     return optimizer
+
+
+def _fused(config: Mapping[str, Any], model: nn.Module) -> Mapping[str, Any]:
+    """On a GPU let torch update all parameters of a group by one kernel, unless the config says."""
+    on_gpu = any(parameter.is_cuda for parameter in model.parameters())
+    return {"fused": True, **config} if on_gpu and config.get("type") in _CAN_FUSE else config
 
 
 class Rates:

@@ -1,10 +1,12 @@
 import math
+from collections import Counter
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
+from aqr_model.aqr.crossings import crossings
 from aqr_model.cmt.head import CmtHead
 from aqr_model.engine.plan import make_plan
 from aqr_model.engine.setup import build_detector
@@ -55,6 +57,35 @@ def test_rungs_come_in_order_with_all_metrics(whole_run):
     metrics = report.rungs[-1][-1]
     assert {"val/nds", "val/map", "val/mate", "val/maae", "val/ap/car"} <= set(metrics)
     assert all(map(math.isfinite, metrics.values()))
+
+
+def test_what_crosses_to_the_host_in_a_step_is_what_the_docs_name(nano_cfg, tmp_path):
+    """Between two steps that save, score and log nothing."""
+    seen: list[Counter] = []
+    with crossings() as counted:
+
+        def halts() -> bool:
+            seen.append(Counter(counted))
+            return False
+
+        cfg = nano_cfg(**{"log_config.interval": 100, "total_epochs": 1})
+        train(cfg, workdir=tmp_path, report=Recorder(), halts=halts)
+    step = seen[2] - seen[1]
+    rows = (
+        Path("docs/training.md").read_text().split("| Crossing | In a step |")[1].split("\n\n")[0]
+    )
+    assert sum(step.values()) == rows.count("| 1 |") <= 10
+    assert step == {
+        "upload: batch": 1,
+        "upload: cameras": 1,
+        "upload: denoising queries": 1,
+        "upload: ground truth": 1,
+        "upload: targets of the losses": 1,
+        "read: views that see a query": 1,
+        "read: queries by number of views": 1,
+        "read: matching costs": 1,
+        "read: loss and norm of the gradients": 1,
+    }
 
 
 def test_a_training_that_has_ended_keeps_no_more_than_one_needs(whole_run):

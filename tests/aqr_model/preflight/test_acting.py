@@ -56,6 +56,7 @@ def test_what_nobody_heeds_makes_no_difference(key, value):
         (f"{HEAD}.loss_cls.loss_weight", 3.0),
         (f"{HEAD}.loss_cls.gamma", 1.0),
         (f"{HEAD}.dn_weight", 0.5),
+        (f"{HEAD}.visualization_interval", 7),
         (f"{HEAD}.noise_scale", 0.5),
         (f"{HEAD}.separate_head.init_bias", -1.0),
         (f"{HEAD}.transformer.decoder.transformerlayers.attn_cfgs.0.dropout", 0.1),
