@@ -328,6 +328,7 @@ def test_a_corrupt_checkpoint_falls_back_to_the_one_before(subject: Subject) -> 
 
 def test_a_changed_spec_and_a_second_driver_are_refused(subject: Subject) -> None:
     subject.sections = budget(3)
+    subject.training = {"step_s": 1.0}  # the sweep must outlast the start of a second driver
     with subject.driver("run") as process:
         first = subject.said
         subject.wait_until(process, lambda: len(subject.lines("acknowledged")) >= 1)
@@ -336,6 +337,7 @@ def test_a_changed_spec_and_a_second_driver_are_refused(subject: Subject) -> Non
         assert process.poll() is None, first.read_text()
         kill(family(process.pid))
     subject.sweep_up()
+    subject.training = {}
     seen = subject.look()
     said = subject.finish("resume", code=3, objective="{noise: 0.2}")
     assert "objective changed" in said
