@@ -100,14 +100,7 @@ def build_run(
     frozen = Frozen(model, cfg)
     optimizer = make_optimizer(model, cfg.optimizer)
     scaler = make_scaler(precision, device)
-    schedule = Schedule(
-        optimizer,
-        lr_config=cfg.get("lr_config"),
-        momentum_config=cfg.get("momentum_config"),
-        total_steps=plan.total_steps,
-        total_epochs=plan.total_epochs,
-        steps_per_epoch=plan.steps_per_epoch,
-    )
+    schedule = Schedule.of_config(optimizer, cfg, plan)
     rates = Rates(optimizer, cfg.optimizer, schedule, total_epochs=plan.total_epochs)
     if workers.is_main:
         frozen.log()

@@ -104,14 +104,7 @@ def _check_schedule(optimizer: torch.optim.Optimizer, cfg: Config, findings: Fin
         return
     plan = make_plan(cfg, _MANY_SAMPLES)
     with refused(findings, "lr_config"):
-        schedule = Schedule(
-            optimizer,
-            lr_config=cfg.get("lr_config"),
-            momentum_config=cfg.get("momentum_config"),
-            total_steps=plan.total_steps,
-            total_epochs=plan.total_epochs,
-            steps_per_epoch=plan.steps_per_epoch,
-        )
+        schedule = Schedule.of_config(optimizer, cfg, plan)
         with refused(findings, ENTRIES):
             Rates(optimizer, cfg.optimizer, schedule, total_epochs=plan.total_epochs)
 

@@ -18,6 +18,7 @@ from mmcv import Config
 from mmcv.runner import HOOKS, Hook
 
 from aqr_model.engine.config_keys import ConfigError
+from aqr_model.engine.plan import Plan
 
 _ENDINGS = {"lr_config": "LrUpdaterHook", "momentum_config": "MomentumUpdaterHook"}
 
@@ -62,6 +63,27 @@ class Schedule:
         copy = SimpleNamespace(param_groups=groups, defaults=optimizer.defaults)
         _rehearse(make_hooks(lr_config, momentum_config), SimpleNamespace(optimizer=copy, **runner))
 
+    @classmethod
+    def of_config(cls, optimizer: torch.optim.Optimizer, cfg: Config, plan: Plan) -> "Schedule":
+        """The schedule of a training.
+
+        Args:
+            optimizer: See the class.
+            cfg: A training config.
+            plan: Of the training.
+
+        Raises:
+            ConfigError: See the class.
+        """
+        return cls(
+            optimizer,
+            lr_config=cfg.get("lr_config"),
+            momentum_config=cfg.get("momentum_config"),
+            total_steps=plan.total_steps,
+            total_epochs=plan.total_epochs,
+            steps_per_epoch=plan.steps_per_epoch,
+        )
+
     def set(self, step: int) -> None:
         """Set the rates of a step, from 0; they do not depend on the steps before it."""
         if not self._started:
@@ -69,15 +91,6 @@ class Schedule:
                 hook.before_run(self._runner)
             self._started = True
         _advance(self._hooks, self._runner, step)
-
-
-def require_known_policies(cfg: Config) -> None:
-    """Refuse policies of learning rate and momentum that there are not, before anything is built.
-
-    Raises:
-        ConfigError: If a policy or an argument is not known, or an argument's value is refused.
-    """
-    make_hooks(cfg.get("lr_config"), cfg.get("momentum_config"))
 
 
 def make_hooks(

@@ -9,7 +9,7 @@ from mmcv import Config
 from mmcv.runner import EpochBasedRunner, Hook
 from torch import nn
 
-from aqr_model.engine.optim.lr_schedule import Schedule, policies, require_known_policies
+from aqr_model.engine.optim.lr_schedule import Schedule, make_hooks, policies
 
 EPOCHS, LENGTH = 5, 7
 STEPS = EPOCHS * LENGTH
@@ -209,7 +209,7 @@ def test_no_config_keeps_the_rates():
 )
 def test_what_mmcv_has_not_is_refused_before_anything_is_built(name, config, message):
     with pytest.raises(ValueError, match=message):
-        require_known_policies(Config({name: config}))
+        make_hooks(**{"lr_config": None, "momentum_config": None, name: config})
 
 
 @pytest.mark.parametrize(
