@@ -24,14 +24,13 @@ def train(
         for step in range(start, start := int(fraction * total)):
             if step >= done:
                 if halts():
-                    (workdir / "latest.pth").write_text(str(step))
+                    _save(workdir, step)
                     raise Halted(f"told to leave before step {step}")
                 time.sleep(float(os.environ.get("TOY_STEP_S", "0.01")))
                 report.log({"train/loss": 1.0 / (1 + step)}, step=step)
         if start < done:
             continue  # a score of this very step may not have been heard: it comes again
-        checkpoint = workdir / "latest.pth"
-        checkpoint.write_text(str(start))
+        checkpoint = _save(workdir, start)
         metrics = {"val/nds": best * (0.5 + 0.5 * fraction), "val/map": 0.1}
         report.rung(
             metrics,
@@ -41,6 +40,13 @@ def train(
             step=start,
             checkpoint=checkpoint,
         )
+
+
+def _save(workdir: Path, step: int) -> Path:
+    """Whole or not at all: the process may be killed at any moment."""
+    written = workdir / "latest.pth.tmp"
+    written.write_text(str(step))
+    return written.replace(workdir / "latest.pth")
 
 
 def score(head) -> float:
