@@ -6,7 +6,7 @@ keeps a step from running ahead. So all crossings go through the functions here,
 """
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 
@@ -42,12 +42,31 @@ def read(tensors: Sequence[Tensor], what: str) -> list[Tensor]:
     Returns:
         On the CPU; a tensor that is there already is returned as it is.
     """
+    return read_later(tensors, what)()
+
+
+def read_later(tensors: Sequence[Tensor], what: str) -> Callable[[], list[Tensor]]:
+    """Send tensors to the host, which waits for them only where it asks for them.
+
+    Args:
+        tensors: On one device.
+        what: A name for the count.
+
+    Returns:
+        Gives what `read` returns; a second call gives the same.
+    """
     _note("read", what)
-    # Only the last copy is waited for: those before it are done by then.
     copies = [tensor.detach().to("cpu", non_blocking=True) for tensor in tensors]
-    if any(tensor.is_cuda for tensor in tensors):
-        torch.cuda.current_stream(tensors[0].device).synchronize()
-    return copies
+    if not any(tensor.is_cuda for tensor in tensors):
+        return lambda: copies
+    # Only the last copy is waited for: those before it are done by then.
+    arrived = torch.cuda.current_stream(tensors[0].device).record_event()
+
+    def ask() -> list[Tensor]:
+        arrived.synchronize()
+        return copies
+
+    return ask
 
 
 def places(mask: Tensor, what: str) -> tuple[Tensor, ...]:

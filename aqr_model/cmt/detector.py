@@ -11,6 +11,7 @@ from torch import Tensor
 
 from aqr_model.aqr.formats import autocast
 from aqr_model.cmt.images.grid_mask import GridMask
+from aqr_model.cmt.images.pixels import normalised
 from aqr_model.cmt.loss.step_totals import StepTotals, counted_over
 from aqr_model.cmt.voxelize import SpconvVoxelizer
 
@@ -61,15 +62,16 @@ class CmtDetector(MVXTwoStageDetector):
         B batch, V views.
 
         Args:
-            img: Normalised, padded. [B, V, 3, H, W]
-            img_metas: Unused; part of mmdet3d's call.
+            img: Padded; normalised floats, or uint8. [B, V, 3, H, W]
+            img_metas: With uint8, ``img_norm_cfg`` says how to normalise.
 
         Returns:
             One map a level, ``[None]`` without a camera branch; float32. Each [B * V, C, H_i, W_i]
         """
         if img is None or not self.with_img_backbone:
             return [None]
-        images = img.flatten(0, 1) if img.dim() == 5 else img
+        images = normalised(img, img_metas)
+        images = images.flatten(0, 1) if images.dim() == 5 else images
         if self.grid_mask is not None:
             images = self.grid_mask(images)
         with autocast(images.device, self.image_dtype):

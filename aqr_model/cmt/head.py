@@ -296,7 +296,10 @@ class CmtHead(BaseModule):
     def _forward(
         self, x: Tensor | None, x_img: Tensor | None, img_metas: Sequence[Mapping[str, Any]]
     ) -> Outputs:
-        bev = None if x is None or self.shared_conv is None else self.shared_conv(x.float())
+        bev = None
+        if x is not None and self.shared_conv is not None:
+            with autocast(x.device, self.decoder_dtype):
+                bev = self.shared_conv(x.float()).float()
         camera = None if x_img is None else x_img.float()
         inputs = self.decoder_inputs(bev, camera, img_metas)
         queries = inputs.denoising

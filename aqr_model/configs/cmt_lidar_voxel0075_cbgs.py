@@ -263,8 +263,9 @@ data = dict(
 )
 
 optimizer = dict(type="AdamW", lr=1e-4, weight_decay=0.01)
-# In float32: only an image branch computes in half precision.
 optimizer_config = dict(grad_clip=dict(max_norm=35, norm_type=2))
+# The public recipe computes in float32 but for flash attention, which takes float16.
+precision = dict(bev="bf16", decoder="bf16")
 lr_config = dict(policy="cyclic", target_ratio=(6, 1e-4), cyclic_times=1, step_ratio_up=0.4)
 momentum_config = dict(
     policy="cyclic", target_ratio=(0.8947368421052632, 1), cyclic_times=1, step_ratio_up=0.4

@@ -303,12 +303,9 @@ optimizer = dict(
     ),
     weight_decay=0.01,
 )
-optimizer_config = dict(
-    type="CustomFp16OptimizerHook",
-    loss_scale="dynamic",
-    grad_clip=dict(max_norm=35, norm_type=2),
-    custom_fp16=dict(pts_voxel_encoder=False, pts_middle_encoder=False, pts_bbox_head=False),
-)
+optimizer_config = dict(grad_clip=dict(max_norm=35, norm_type=2))
+# The public recipe's float16 for images; flash attention takes half precision there, too.
+precision = dict(images="fp16", bev="bf16", decoder="bf16")
 lr_config = dict(policy="cyclic", target_ratio=(8, 1e-4), cyclic_times=1, step_ratio_up=0.4)
 momentum_config = dict(
     policy="cyclic", target_ratio=(0.8947368421052632, 1), cyclic_times=1, step_ratio_up=0.4

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from aqr_model.data import CustomNuScenesDataset
 from aqr_model.engine import config_keys
 from aqr_model.engine.distributed import Workers
+from aqr_model.engine.scoring import Request, ScoringProcess
 from aqr_model.engine.transfer import collate, to_device
 
 READS: config_keys.Reads = {
@@ -41,6 +42,10 @@ class Evaluator:
         assert isinstance(dataset, CustomNuScenesDataset)
         dataset.require_readable()
         self.dataset = dataset
+        self._built_from = {
+            "dataset": cfg.data.val.to_dict(),
+            "imports": dict(cfg.get("custom_imports") or {}),
+        }
         if scored:
             shares = (cfg.get("evaluation") or {}).get("val_shares", [])
             for share in {1.0, *shares}:
@@ -86,6 +91,27 @@ class Evaluator:
                 bootstrap=bootstrap,
             )
         return workers.from_main(scores)
+
+    def begin_score(
+        self, model: nn.Module, *, val_share: float, workdir: Path, workers: Workers
+    ) -> ScoringProcess | None:
+        """Detect, and have another process score what was found.
+
+        Args:
+            model: The detector; left in the mode in which it came, and free to train on.
+            val_share: Share of the validation scenes; always the same scenes.
+            workdir: Folder for the devkit's summary.
+            workers: Processes that hold the same model; all must call it.
+
+        Returns:
+            Gives the scores, as `score` does; None in all processes but that of rank 0.
+        """
+        found = self._detect_all(model, self._share(val_share), workers)
+        if not workers.is_main:
+            return None
+        return ScoringProcess(
+            Request(**self._built_from, val_share=val_share, detections=found, workdir=workdir)
+        )
 
     def write(self, model: nn.Module, folder: Path, *, workers: Workers | None = None) -> Path:
         """Write a model's detections as nuScenes' server reads them, unscored.

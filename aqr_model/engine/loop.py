@@ -14,18 +14,15 @@ from mmdet3d.datasets import build_dataset
 from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 
-from aqr_model.aqr.crossings import read
 from aqr_model.cmt.loss.step_totals import StepTotals
 from aqr_model.engine import config_keys
 from aqr_model.engine.batches import Split, seed_everything, training_batches
 from aqr_model.engine.distributed import Workers, local_device, together, without_exchange
 from aqr_model.engine.evaluator import set_epoch
-from aqr_model.engine.hooks import AVERAGED_KEY
-from aqr_model.engine.nonfinite import require_finite
 from aqr_model.engine.object_sampling import sampling_epochs
-from aqr_model.engine.optim.precision import overflow_reason
 from aqr_model.engine.plan import Plan, Rung, equal_denoising_slots, make_plan
 from aqr_model.engine.resuming import require_no_resume, restore, save
+from aqr_model.engine.rungs import Rungs
 from aqr_model.engine.setup import Run, build_detector, build_run, require_gradients
 from aqr_model.engine.transfer import to_device
 from aqr_model.engine.weights.states import previous_of, save_weights
@@ -81,7 +78,7 @@ def train(
     Raises:
         PlanError: If the config asks for what cannot be done.
         Halted: If ``halts`` said so; a resume goes on from the same step.
-        FloatingPointError: If a loss or a gradient is not finite; the weights are not touched by
+        FloatingPointError: If a loss or a gradient is not finite; no saved weights are touched by
             it.
         CheckpointError: If a checkpoint does not fit.
         WorkerFailed: In the processes that did not fail themselves; the group is gone then.
@@ -133,56 +130,64 @@ def _train(
         stop=plan.total_steps,
         sampling_stop=None if sampled is None else round(sampled * plan.steps_per_epoch),
     )
-    with run.progress.paused():
-        # A rung whose score the last attempt did not hand over is due before the first step.
-        rungs_done = _score_due(run, start, rungs_done)
-    for step, parts in enumerate(_grouped(batches, split.parts), start=start):
-        # What the losses divide by is known before: it is counted over all parts and processes.
-        own = _count(parts, run.model, equal_slots=equal_slots)
-        counts, told = zip(*workers.gather((own, halts())), strict=True)
-        if any(told):
-            save(run, step, rungs_done)
-            raise Halted(f"told to end before step {step + 1}; the state is saved")
-        totals = StepTotals.merge(counts)
-        epoch = plan.epoch(step)
-        run.frozen.train_mode()
-        set_epoch(run.model, epoch, plan.total_epochs)
-        run.rates.set(step, epoch)
-        run.monitor.before_step(step)
-        run.optimizer.zero_grad(set_to_none=True)
-        terms, loss = _forward_backward(run, parts, totals, split, seed, step)
-        if step == start:
-            require_gradients(run)
-        run.scaler.unscale_(run.optimizer)
-        run.monitor.measure_gradients(step)
-        grad_norm = _clip(run.model, cfg.get("optimizer_config"))
-        pair = workers.mean(torch.stack([loss.float(), grad_norm.float()]))
-        mean_loss, norm = read([pair], "loss and norm of the gradients")[0].tolist()
-        # Weights that have taken a non-finite gradient are lost; so stop before, not after.
-        require_finite(
-            mean_loss,
-            norm,
-            overflow_reason(run.precision, run.scaler),
-            terms=terms,
-            model=run.model,
-            workers=workers,
-            step=step,
-        )
-        run.monitor.after_backward(step)
-        run.scaler.step(run.optimizer)
-        run.scaler.update()
-        run.averaged.update(step)
-        run.progress.record(step, terms, mean_loss, norm)
+    with Rungs(run, rungs_done) as rungs:
         with run.progress.paused():
-            if (step + 1) % plan.checkpoint_interval == 0:
-                save(run, step + 1, rungs_done)
-            rungs_done = _score_due(run, step + 1, rungs_done)
+            # A rung whose score the last attempt did not hand over is due before the first step.
+            rungs.score_due(start)
+        for step, parts in enumerate(_grouped(batches, split.parts), start=start):
+            # What the losses divide by is known before: it is counted over all parts and processes.
+            own = _count(parts, run.model, equal_slots=equal_slots)
+            counts, told, scored = zip(
+                *workers.gather((own, halts(), rungs.has_score)), strict=True
+            )
+            with run.progress.paused():
+                if any(scored):
+                    rungs.hand_over()
+            if any(told):
+                run.check.settle()
+                if not rungs.is_open:  # else the state of its rung is the one to go on from
+                    save(run, step, rungs.done)
+                raise Halted(f"told to end before step {step + 1}; the state is saved")
+            terms, values = _step(run, parts, StepTotals.merge(counts), split, seed, step)
+            if step == start:
+                require_gradients(run)
+            if _is_looked_at(run, step):
+                run.check.settle()
+            run.monitor.after_backward(step)
+            run.averaged.update(step)
+            run.progress.record(step, terms, values)
+            with run.progress.paused():
+                if (step + 1) % plan.checkpoint_interval == 0:
+                    rungs.hand_over()
+                    save(run, step + 1, rungs.done)
+                rungs.score_due(step + 1)
+        run.check.settle()
     if workers.is_main:
         meta = {"step": plan.total_steps, "seed": seed, "averaged": run.averaged.acts}
         with run.averaged.in_place():  # the weights that were scored
             save_weights(run.model, workdir / "final.pth", **meta)
         # Nothing will write over the last state any more.
         previous_of(workdir / "latest.pth").unlink(missing_ok=True)
+
+
+def _step(
+    run: Run, parts: Sequence[Any], totals: StepTotals, split: Split, seed: int, step: int
+) -> tuple[list[dict[str, Any]], Tensor]:
+    """Move the weights once; return the loss terms of each batch, and (loss, gradient norm)."""
+    epoch = run.plan.epoch(step)
+    run.frozen.train_mode()
+    set_epoch(run.model, epoch, run.plan.total_epochs)
+    run.rates.set(step, epoch)
+    run.monitor.before_step(step)
+    terms, loss = _forward_backward(run, parts, totals, split, seed, step)
+    run.scaler.unscale_(run.optimizer)
+    run.monitor.measure_gradients(step)
+    grad_norm = _clip(run.model, run.grad_clip)
+    values = run.workers.mean(torch.stack([loss.float(), grad_norm.float()]))
+    run.scaler.step(run.optimizer)  # which leaves the weights where gradients are not finite
+    run.scaler.update()
+    run.check.watch(step, terms, values)
+    return terms, values
 
 
 def total_loss(terms: Mapping[str, Tensor | Sequence[Tensor]]) -> Tensor:
@@ -206,13 +211,28 @@ def _forward_backward(
         seed_everything(seed, 2, step, split.first_place(index))
         is_last = index + 1 == len(parts)
         with nullcontext() if is_last else without_exchange(run.net):
-            found = run.net(return_loss=True, step_totals=totals, **to_device(part, device))
+            with run.check.blamed_first():
+                found = run.net(return_loss=True, step_totals=totals, **to_device(part, device))
+            if index == 0:
+                run.check.settle()  # of the step before, whose gradients go now
+                run.optimizer.zero_grad(set_to_none=True)
             loss = total_loss(found) / len(parts)
             run.scaler.scale(loss).backward()
         run.monitor.after_part(step)
         terms.append({name: _detached(value) for name, value in found.items()})
         losses.append(loss.detach())
     return terms, torch.stack(losses).sum()
+
+
+def _is_looked_at(run: Run, step: int) -> bool:
+    """Whether something of this step is logged, drawn, saved or scored: then it must be finite."""
+    plan = run.plan
+    return (
+        run.progress.is_due(step)
+        or run.monitor.is_due(step)
+        or (step + 1) % plan.checkpoint_interval == 0
+        or any(rung.step == step + 1 for rung in plan.rungs)
+    )
 
 
 def _grouped(batches: Iterable[Any], size: int) -> Iterator[tuple[Any, ...]]:
@@ -235,40 +255,8 @@ def _detached(value: Tensor | Sequence[Tensor]) -> Tensor | list[Tensor]:
     return value.detach() if isinstance(value, Tensor) else [part.detach() for part in value]
 
 
-def _score_due(run: Run, step: int, rungs_done: int) -> int:
-    """Score and report the rungs that end at this step; return how many are done by now."""
-    rungs = run.plan.rungs
-    while rungs_done < len(rungs) and rungs[rungs_done].step <= step:
-        rung = rungs[rungs_done]
-        set_epoch(run.model, run.plan.epoch(step), run.plan.total_epochs)
-        # Each process has its own statistics of batch norms; those of rank 0 are saved and scored.
-        run.workers.share_buffers(run.model)
-        # Saved before the score is handed over: if the process dies in between, the next attempt
-        # scores this rung again, and nothing is lost.
-        checkpoint = save(run, step, rungs_done)
-        with run.averaged.in_place():
-            metrics = run.evaluator.score(
-                run.model, val_share=rung.val_share, workdir=run.workdir, workers=run.workers
-            )
-        if run.averaged.acts:
-            metrics[AVERAGED_KEY] = 1.0
-        if run.report is not None:
-            run.report.rung(
-                metrics,
-                fraction=rung.fraction,
-                val_share=rung.val_share,
-                epoch=run.plan.epoch(step),
-                step=step,
-                checkpoint=checkpoint,
-            )
-        run.workers.gather(None)  # nobody trains on before rank 0 may
-        rungs_done += 1
-    return rungs_done
-
-
-def _clip(model: nn.Module, optimizer_config: Mapping[str, Any] | None) -> Tensor:
+def _clip(model: nn.Module, limits: Mapping[str, Any]) -> Tensor:
     """Scale the gradients down to a norm; return what it was. Without a limit it only measures."""
-    limits = (optimizer_config or {}).get("grad_clip") or {}
     hook: Any = OptimizerHook(
         {"max_norm": limits.get("max_norm", math.inf), "norm_type": limits.get("norm_type", 2)}
     )

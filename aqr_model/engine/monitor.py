@@ -111,6 +111,10 @@ class AqrMonitor:
         if self._pictures is not None and self._is_due(step, self.picture_interval):
             self._draw(step)
 
+    def is_due(self, step: int) -> bool:
+        """Whether a step's statistics or picture are reported."""
+        return self._is_due(step, self.interval) or self._is_due(step, self.picture_interval)
+
     def _observe(self) -> Observed:
         found = {k: v for k, v in self.head.last_aqr.items() if k not in ("renderer", "modulator")}
         observed = observe(**found)

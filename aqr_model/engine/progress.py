@@ -46,28 +46,25 @@ class Progress:
         self.rates, self.scale = rates, scale
         self._begin()
 
-    def record(
-        self, step: int, terms: Sequence[Mapping[str, Any]], loss: float, grad_norm: float
-    ) -> None:
+    def is_due(self, step: int) -> bool:
+        """Whether `record` hands over means at this step."""
+        return (step + 1) % self.plan.log_interval == 0 or step + 1 == self.plan.total_steps
+
+    def record(self, step: int, terms: Sequence[Mapping[str, Any]], values: Tensor) -> None:
         """Take one step's values; hand over their means every ``log_interval`` steps.
 
         Args:
             step: From 0.
             terms: Of the losses, of each batch of the step.
-            loss: Mean over batches and processes.
-            grad_norm: Of the step; not finite where a loss scale was too high and it was skipped.
+            values: Loss and norm of the gradients, means over batches and processes; the norm is
+                not finite where a loss scale was too high and the step was skipped. [2]
         """
         for batch in terms:
             for name, value in batch.items():
                 if isinstance(value, Tensor):
                     self._sums[name] = self._sums.get(name, 0.0) + value.detach() / len(terms)
-        self._loss += loss
-        self._steps += 1
-        if math.isfinite(grad_norm):
-            self._norm += grad_norm
-        else:
-            self._skipped += 1
-        if (step + 1) % self.plan.log_interval == 0 or step + 1 == self.plan.total_steps:
+        self._pairs.append(values)
+        if self.is_due(step):
             self._flush(step)
 
     @contextmanager
@@ -79,30 +76,29 @@ class Progress:
 
     def _begin(self) -> None:
         self._sums: dict[str, Tensor] = {}
-        self._loss = self._norm = 0.0
-        self._steps = self._skipped = 0
+        self._pairs: list[Tensor] = []
         self._since = time.perf_counter()
 
     def _flush(self, step: int) -> None:
         sums = torch.stack([value.float() for value in self._sums.values()])
-        (means,) = read([self.workers.mean(sums) / self._steps], "losses for the log")
+        found = [self.workers.mean(sums) / len(self._pairs), torch.stack(self._pairs)]
+        means, pairs = (tensor.tolist() for tensor in read(found, "losses for the log"))
         if self.report is not None:
-            values = {
-                f"train/{name}": mean for name, mean in zip(self._sums, means.tolist(), strict=True)
-            }
-            self.report.log(values | self._of_training(step), step=step + 1)
+            values = {f"train/{name}": mean for name, mean in zip(self._sums, means, strict=True)}
+            self.report.log(values | self._of_training(step, pairs), step=step + 1)
         self._begin()
 
-    def _of_training(self, step: int) -> dict[str, float]:
+    def _of_training(self, step: int, pairs: Sequence[tuple[float, float]]) -> dict[str, float]:
         rates = self.rates()
         values = {f"train/lr/{name}": rate for name, rate in rates.items()}
         values |= {"train/lr/min": min(rates.values()), "train/lr/max": max(rates.values())}
-        values["train/loss"] = self._loss / self._steps
-        if self._steps > self._skipped:
-            values["train/grad_norm"] = self._norm / (self._steps - self._skipped)
+        values["train/loss"] = sum(loss for loss, _ in pairs) / len(pairs)
+        norms = [norm for _, norm in pairs if math.isfinite(norm)]
+        if norms:
+            values["train/grad_norm"] = sum(norms) / len(norms)
         if self.scale is not None:
             values["train/loss_scale"] = self.scale()
-            values["train/skipped_steps"] = float(self._skipped)
+            values["train/skipped_steps"] = float(len(pairs) - len(norms))
         values["train/epoch"] = self.plan.epoch(step + 1)
-        values["train/s_per_step"] = (time.perf_counter() - self._since) / self._steps
+        values["train/s_per_step"] = (time.perf_counter() - self._since) / len(pairs)
         return values

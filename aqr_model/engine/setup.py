@@ -1,6 +1,7 @@
 """What a training works with, built from its config."""
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,17 @@ from aqr_model.engine.distributed import Workers
 from aqr_model.engine.evaluator import Evaluator
 from aqr_model.engine.hooks import Averaged, averaging_hook
 from aqr_model.engine.monitor import AqrMonitor
+from aqr_model.engine.nonfinite import FiniteCheck
 from aqr_model.engine.optim.freezing import Frozen
 from aqr_model.engine.optim.lr_schedule import Schedule
 from aqr_model.engine.optim.param_groups import Rates, make_optimizer
-from aqr_model.engine.optim.precision import Precision, apply_precision, make_scaler, read_precision
+from aqr_model.engine.optim.precision import (
+    Precision,
+    apply_precision,
+    make_scaler,
+    overflow_reason,
+    read_precision,
+)
 from aqr_model.engine.plan import Plan
 from aqr_model.engine.progress import Progress
 from aqr_model.engine.weights.pretrained import Wanted, load_pretrained
@@ -37,6 +45,7 @@ READS: config_keys.Reads = {
     "lr_config.**": config_keys.SECTION.or_none(),
     "momentum_config.**": config_keys.SECTION.or_none(),
     "find_unused_parameters": config_keys.FLAG.or_none(),
+    "evaluation.beside_training": config_keys.FLAG.or_none(),
 }
 
 
@@ -58,13 +67,16 @@ class Run:
     find_unused: bool
     frozen: Frozen
     optimizer: torch.optim.Optimizer
+    grad_clip: Mapping[str, Any]
     precision: Precision
     scaler: torch.amp.GradScaler
+    check: FiniteCheck
     averaged: Averaged
     rates: Rates
     plan: Plan
     workers: Workers
     evaluator: Evaluator
+    scores_beside: bool
     monitor: AqrMonitor
     progress: Progress
     workdir: Path
@@ -112,13 +124,16 @@ def build_run(
         find_unused=find_unused,
         frozen=frozen,
         optimizer=optimizer,
+        grad_clip=(cfg.get("optimizer_config") or {}).get("grad_clip") or {},
         precision=precision,
         scaler=scaler,
+        check=FiniteCheck(model, workers, lambda: overflow_reason(precision, scaler)),
         averaged=Averaged(model, hook),
         rates=rates,
         plan=plan,
         workers=workers,
         evaluator=Evaluator(cfg, device=device),
+        scores_beside=_scores_beside(cfg, device),
         monitor=AqrMonitor(model, cfg, own, workers=workers, workdir=workdir),
         progress=Progress(
             own,
@@ -149,6 +164,12 @@ def require_gradients(run: Run) -> None:
             "Freeze them, or set `find_unused_parameters = True`."
         )
     logger.warning("%d parameters got no gradient and do not learn: %s", len(idle), shown)
+
+
+def _scores_beside(cfg: Config, device: torch.device) -> bool:
+    """On a GPU by default; on the CPU the devkit would take the training's cores."""
+    wanted = (cfg.get("evaluation") or {}).get("beside_training")
+    return device.type == "cuda" if wanted is None else bool(wanted)
 
 
 def _blocks_gradients(model: nn.Module) -> bool:

@@ -26,7 +26,7 @@ def collate(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         Images of one shape as one tensor, [B, ...]; everything else as a list of B values.
 
     Raises:
-        ValueError: If images of one batch differ in shape.
+        ValueError: If images of one batch differ in shape or type.
     """
     return {key: _joined([sample[key] for sample in samples], key) for key in samples[0]}
 
@@ -41,6 +41,12 @@ def _joined(values: Sequence[Any], key: str) -> Any:
     ]
     if not stacked:
         return held
+    types = {str(value.dtype) for value in held}
+    if len(types) > 1:
+        raise ValueError(
+            f"`{key}` of one batch must have one type, but got {sorted(types)}. Let the pipeline"
+            " give uint8 always or float32 always."
+        )
     shapes = {tuple(value.shape) for value in held}
     if len(shapes) > 1:
         raise ValueError(

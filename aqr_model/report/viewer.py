@@ -1,6 +1,7 @@
 """What AQR does to a sample of the validation set: its picture and the statistics behind it."""
 
 import logging
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from torch import nn
 
 from aqr_model.aqr.observed import observe
 from aqr_model.aqr.statistics import describe, histograms_of
+from aqr_model.cmt.images.pixels import normalised
 from aqr_model.data import CustomNuScenesDataset
 from aqr_model.data.nuscenes.infos import CAMERAS
 from aqr_model.engine.config_keys import ConfigError
@@ -100,7 +102,7 @@ class Viewer:
             title=f"sample {index}: {info['token']}",
             points=batch["points"][0][0].cpu().numpy(),
             corners=boxes.corners.numpy().reshape(-1, 8, 3),
-            images=self._images(batch["img"][0][0]),
+            images=_pixels(normalised(batch["img"][0][0], batch["img_metas"][0]), self.norm),
             cameras=list(CAMERAS),
             lidar2img=np.stack(meta["lidar2img"]),
             grid=grid,
@@ -114,12 +116,12 @@ class Viewer:
         values = describe(observed, renderer=renderer, modulator=modulator)
         return scene, {**values, **shares}
 
-    def _images(self, normalised: torch.Tensor) -> np.ndarray:
-        """Undo the normalisation. [V, 3, H, W] -> RGB [V, H, W, 3] in 0 to 255."""
-        images = normalised.permute(0, 2, 3, 1).cpu().numpy()
-        images = images * np.asarray(self.norm["std"]) + np.asarray(self.norm["mean"])
-        images = images if self.norm["to_rgb"] else images[..., ::-1]
-        return images.clip(0, 255)
+
+def _pixels(images: torch.Tensor, norm: Mapping[str, Any]) -> np.ndarray:
+    """Undo the normalisation. [V, 3, H, W] -> RGB [V, H, W, 3] in 0 to 255."""
+    found = images.permute(0, 2, 3, 1).cpu().numpy()
+    found = found * np.asarray(norm["std"]) + np.asarray(norm["mean"])
+    return (found if norm["to_rgb"] else found[..., ::-1]).clip(0, 255)
 
 
 def _normalisation(pipeline: Any) -> dict[str, Any]:

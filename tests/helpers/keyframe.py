@@ -25,6 +25,7 @@ from mmdet3d.models import build_model
 from parity_cases import Batch
 
 from aqr_model.aqr import aqr_statistics
+from aqr_model.cmt.images.pixels import normalised
 from aqr_model.data.nuscenes.infos import CAMERAS
 from aqr_model.engine.batches import seed_everything
 from aqr_model.engine.optim.freezing import Frozen
@@ -119,10 +120,13 @@ def test_batch(name: str, folder: Path) -> Batch:
     boxes, labels = truth["gt_bboxes_3d"], truth["gt_labels_3d"]
     low_x, low_y, _, high_x, high_y, _ = cfg.point_cloud_range
     kept = boxes.in_range_bev([low_x, low_y, high_x, high_y]).numpy() & (labels >= 0)
-    matrices = sample["img_metas"][0].data.get("lidar2img", [np.eye(4)] * 6)
+    metas = sample["img_metas"][0].data
+    matrices = metas.get("lidar2img", [np.eye(4)] * 6)
     return Batch(
         points=[sample["points"][0].data.numpy()] if "points" in sample else [],
-        images=sample["img"][0].data[None].numpy() if "img" in sample else None,
+        images=normalised(sample["img"][0].data[None], [metas]).numpy()
+        if "img" in sample
+        else None,
         lidar2img=np.stack(matrices)[None],
         boxes=[boxes.tensor.numpy()[kept]],
         labels=[labels[kept]],

@@ -17,6 +17,7 @@ from aqr_model.data.nuscenes.results import format_results
 from aqr_model.data.nuscenes.scenes import scene_subset
 from aqr_model.data.nuscenes.score import score_predictions, write_results
 from aqr_model.data.nuscenes.tables import require_samples
+from aqr_model.data.pipelines.formatting import leave_to_device
 
 CLASS_NAMES = (
     "car",
@@ -56,6 +57,7 @@ class CustomNuScenesDataset(NuScenesDataset):
                 "python -m aqr_model.data.prepare --dataroot DATAROOT --version VERSION."
             )
         super().__init__(ann_file=ann_file, **kwargs)
+        leave_to_device(self.pipeline.transforms)
         if scene_share != 1.0:
             self._keep_share(scene_share)
         if not self.test_mode and self.filter_empty_gt and not self._has_objects():

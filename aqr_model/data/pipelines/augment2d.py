@@ -151,32 +151,58 @@ class ResizeCropFlipImage:
 class NormalizeMultiviewImage:
     """Subtract means and divide by standard deviations, into float32.
 
+    Where nothing after it reads pixels, `leave_to_device` lets whole pixels stay as they are: the
+    detector then does the same to them, and a quarter of the bytes goes through loading processes
+    and to the device.
+
     Args:
         mean: Of each channel, in the order of the output. [3]
         std: Of each channel. [3]
         to_rgb: Turn BGR into RGB first.
+
+    Attributes:
+        device_multiple: Images of uint8 whose sizes are multiples of it are left to the device;
+            None: none are.
     """
+
+    device_multiple: int | None = None
 
     def __init__(self, mean: Sequence[float], std: Sequence[float], to_rgb: bool = True) -> None:
         self.mean = np.array(mean, dtype=np.float32)
         self.std = np.array(std, dtype=np.float32)
         self.to_rgb = to_rgb
+        # Of float32, so that the device computes the same.
+        self._scales, self._shifts = 1 / self.std, self.mean / self.std
 
     def __call__(self, results: Results) -> Results:
-        """Normalise every view."""
-        results["img"] = [self._normalised(image) for image in results["img"]]
+        """Normalise every view, or note for the device how to."""
+        if not all(self._is_left(image) for image in results["img"]):
+            results["img"] = [self._normalised(image) for image in results["img"]]
         results["img_norm_cfg"] = {"mean": self.mean, "std": self.std, "to_rgb": self.to_rgb}
         return results
+
+    def _is_left(self, image: NDArray[Any]) -> bool:
+        multiple = self.device_multiple
+        # What is padded after normalising is padded with the mean colour: pixels cannot hold it.
+        return (
+            multiple is not None
+            and image.dtype == np.uint8
+            and not any(size % multiple for size in image.shape[:2])
+        )
 
     def _normalised(self, image: NDArray[Any]) -> NDArray[np.float32]:
         """Lay the values out plane by plane: the later turn into [C, H, W] then copies nothing."""
         planes = np.empty((3, *image.shape[:2]), dtype=np.float32)
         channels = cv2.split(image)
-        for plane, channel, mean, std in zip(
-            planes, channels[::-1] if self.to_rgb else channels, self.mean, self.std, strict=True
+        for plane, channel, scale, shift in zip(
+            planes,
+            channels[::-1] if self.to_rgb else channels,
+            self._scales,
+            self._shifts,
+            strict=True,
         ):
-            np.multiply(channel, 1 / std, out=plane)
-            plane -= mean / std
+            np.multiply(channel, scale, out=plane)
+            plane -= shift
         return planes.transpose(1, 2, 0)
 
 

@@ -136,14 +136,19 @@ def overflow_reason(precision: Precision, scaler: torch.amp.GradScaler) -> str |
     """Why an overflow of the gradients must end the training; None if the step is just skipped.
 
     A dynamic scale starts high and finds its value by overflowing.
+
+    Args:
+        precision: Of the training.
+        scaler: After the step that overflowed, which has lowered its scale.
     """
     if precision.images != "fp16":
         return "the gradients are not finite"
     if isinstance(precision.loss_scale, float | int):
         return f"the gradients overflow at the constant loss scale {precision.loss_scale:g}"
-    # Half of today's scale is the next one; a scale that small cannot be what overflows.
-    if scaler.get_scale() * scaler.get_backoff_factor() < MIN_LOSS_SCALE:
-        return f"the gradients are not finite even at loss scale {scaler.get_scale():g}"
+    # A scale that small cannot be what overflows.
+    if scaler.get_scale() < MIN_LOSS_SCALE:
+        before = scaler.get_scale() / scaler.get_backoff_factor()
+        return f"the gradients are not finite even at loss scale {before:g}"
     return None
 
 

@@ -11,9 +11,11 @@ from mmdet3d.core.bbox import LiDARInstance3DBoxes
 from mmdet3d.datasets.pipelines import Compose
 from scene_cases import projected, scene
 
+from aqr_model.cmt.images.pixels import normalised
 from aqr_model.data import pipelines as steps
 from aqr_model.data.nuscenes.dataset import CLASS_NAMES
 from aqr_model.data.errors import DataError
+from aqr_model.data.pipelines.formatting import leave_to_device
 
 RANGE = [-54.0, -54.0, -5.0, 54.0, 54.0, 3.0]
 CONF = {
@@ -200,7 +202,7 @@ def test_pipeline_of_the_public_configs_for_training(build_tiny):
         data = dataset[index]
         images, metas = data["img"].data, data["img_metas"].data
         assert images.shape == (6, 3, 64, 128)
-        assert images.dtype == torch.float32
+        assert images.dtype == torch.float32  # turned by a random angle
         assert images.is_contiguous()
         assert data["points"].data.shape[1] == 5
         assert metas["pad_shape"] == [(64, 128, 3)] * 6
@@ -233,6 +235,65 @@ def test_pipeline_of_the_public_configs_for_testing(build_tiny):
     assert data["img"][0].data.shape == (6, 3, 64, 128)
     assert data["img_metas"][0].data["sample_idx"] == dataset.data_infos[1]["token"]
     assert len(data["points"][0].data) > 300
+
+
+def standing(size_divisor=32, **norm):
+    """The training pipeline without turns, so that pixels stay whole."""
+    pipeline = train_pipeline()
+    resize, normalise, pad = pipeline[-5:-2]
+    resize["data_aug_conf"] = {**CONF, "rot_lim": (0.0, 0.0)}
+    normalise |= norm
+    pad["size_divisor"] = size_divisor
+    return pipeline
+
+
+def drawn_sample(dataset):
+    np.random.seed(3)
+    torch.manual_seed(3)
+    data = dataset[0]
+    return data["img"].data, data["img_metas"].data
+
+
+@pytest.mark.parametrize("to_rgb", [False, True])
+def test_pixels_left_to_the_device_become_what_the_pipeline_would_have_made(build_tiny, to_rgb):
+    pipeline = standing(to_rgb=to_rgb)
+    left, metas = drawn_sample(build_tiny("tiny_train", pipeline))
+    dataset = build_tiny("tiny_train", pipeline)
+    for step in dataset.pipeline.transforms:
+        if isinstance(step, steps.NormalizeMultiviewImage):
+            step.device_multiple = None
+    made, _ = drawn_sample(dataset)
+    assert left.dtype == torch.uint8
+    assert made.dtype == torch.float32
+    assert made.std() > 0.3
+    batch = normalised(torch.stack([left, left]), [metas, metas])
+    assert torch.equal(batch, torch.stack([made, made]))
+    assert normalised(made, []) is made
+
+
+class Foreign:
+    """A step of a user's own."""
+
+    def __call__(self, results):
+        return results
+
+
+@pytest.mark.parametrize("change", ["padding", "a step after it", "a user's step before it"])
+def test_pixels_are_normalised_in_the_pipeline_where_the_device_could_not(build_tiny, change):
+    pipeline = standing(size_divisor=48) if change == "padding" else standing()
+    if change == "a step after it":
+        pipeline.insert(-2, {"type": "PointShuffle"})
+    dataset = build_tiny("tiny_train", pipeline)
+    if change == "a user's step before it":
+        built = [Foreign(), *build_tiny("tiny_train", [*pipeline]).pipeline.transforms]
+        for step in built:
+            if isinstance(step, steps.NormalizeMultiviewImage):
+                step.device_multiple = None
+        leave_to_device(built)
+        dataset.pipeline.transforms = built
+    images, metas = drawn_sample(dataset)
+    assert images.dtype == torch.float32
+    assert "img_norm_cfg" not in metas
 
 
 def test_sweeps_carry_their_age(build_tiny):

@@ -61,13 +61,15 @@ def gang_run(nano_cfg, jittered_base, tmp_path_factory):
     adam = nano_cfg(**ADAM)
     splittable.dump(str(root / "splittable.py"))
     adam.dump(str(root / "adam.py"))
+    adam.evaluation.beside_training = True
+    adam.dump(str(root / "beside.py"))
     nano_cfg(**HALF, **{"optimizer_config.cumulative_iters": 2}).dump(str(root / "half.py"))
     plans = {
         "split": {"config": "splittable.py"},
         "half": {"config": "half.py"},
         "whole": {"config": "adam.py"},
-        "cut": {"config": "adam.py", "stop_at": 1},
-        "resumed": {"config": "adam.py", "resume": True, "workdir": "cut"},
+        "cut": {"config": "beside.py", "stop_at": 1},
+        "resumed": {"config": "beside.py", "resume": True, "workdir": "cut"},
         "nan": {"config": "adam.py", "fault": (1, 1, "nan")},
         "broken": {"config": "adam.py", "fault": (1, 1, "raise")},
     }

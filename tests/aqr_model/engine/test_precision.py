@@ -79,13 +79,25 @@ def test_a_constant_scale_stays_and_an_overflow_there_is_an_error():
     assert "constant loss scale 64" in (overflow_reason(precision, scaler) or "")
 
 
-def test_a_dynamic_scale_may_overflow_until_it_is_too_small():
-    precision = Precision(images="fp16")
-    assert overflow_reason(precision, make_scaler(precision, torch.device("cpu"))) is None
-    small = Precision(images="fp16", loss_scale={"init_scale": 1.5})
-    reason = overflow_reason(small, make_scaler(small, torch.device("cpu")))
-    assert reason == "the gradients are not finite even at loss scale 1.5"
-    assert overflow_reason(Precision(), make_scaler(Precision(), torch.device("cpu"))) is not None
+@pytest.mark.parametrize(
+    ("scale", "reason"),
+    [
+        ("dynamic", None),
+        ({"init_scale": 2.0}, None),
+        ({"init_scale": 1.5}, "the gradients are not finite even at loss scale 1.5"),
+    ],
+)
+def test_a_dynamic_scale_may_overflow_until_it_is_too_small(scale, reason):
+    precision = Precision(images="fp16", loss_scale=scale)
+    scaler = make_scaler(precision, torch.device("cpu"))
+    weight = torch.nn.Parameter(torch.ones(()))
+    optimizer = torch.optim.SGD([weight], lr=0.1)
+    scaler.scale(weight * torch.inf).backward()
+    scaler.step(optimizer)
+    scaler.update()
+    assert weight.item() == 1.0
+    assert overflow_reason(precision, scaler) == reason
+    assert overflow_reason(Precision(), scaler) is not None
 
 
 @pytest.fixture

@@ -7,7 +7,10 @@ import torch
 from torch import nn
 
 from aqr_model.aqr.crossings import crossings
+from aqr_model.cmt.detector import CmtDetector
 from aqr_model.cmt.head import CmtHead
+from aqr_model.engine.distributed import Workers
+from aqr_model.engine.nonfinite import FiniteCheck
 from aqr_model.engine.plan import make_plan
 from aqr_model.engine.setup import build_detector
 from aqr_model.engine.weights.files import CheckpointError
@@ -145,9 +148,7 @@ def test_seeds_differ(whole_run, nano_cfg, tmp_path):
     assert dict(other.logs)[2]["train/loss"] != dict(report.logs)[2]["train/loss"]
 
 
-def test_a_non_finite_loss_ends_the_training_before_the_weights_take_it(
-    nano_cfg, tmp_path, monkeypatch
-):
+def test_a_non_finite_loss_ends_the_training_before_it_is_saved(nano_cfg, tmp_path, monkeypatch):
     cfg = nano_cfg(**{"checkpoint_config.interval": 1})
     factors = iter([1.0, math.nan])
     monkeypatch.setattr(
@@ -159,6 +160,42 @@ def test_a_non_finite_loss_ends_the_training_before_the_weights_take_it(
     state = read_state(tmp_path / "latest.pth")
     assert state.step == 1
     assert all(v.isfinite().all() for v in state.model.values() if v.is_floating_point())
+
+
+def test_a_step_that_nothing_looks_at_is_checked_in_the_next_one(nano_cfg, tmp_path, monkeypatch):
+    cfg = nano_cfg(**{"log_config.interval": 100, "total_epochs": 1})
+    factors = iter([1.0, math.nan, 1.0])
+    weights: list[list[torch.Tensor]] = []
+
+    def forward(self, *args, **kwargs):
+        weights.append([parameter.detach().clone() for parameter in self.parameters()])
+        return plain(self, *args, **kwargs)
+
+    plain = CmtDetector.forward_train
+    monkeypatch.setattr(CmtDetector, "forward_train", forward)
+    monkeypatch.setattr(
+        "aqr_model.engine.loop.total_loss",
+        lambda terms: sum(terms.values()) * next(factors),
+    )
+    with pytest.raises(FloatingPointError, match=r"at step 1 loss is nan .* gradient of "):
+        train(cfg, workdir=tmp_path, report=Recorder())
+    _, before, after = weights
+    assert all(map(torch.equal, before, after))
+
+
+def test_what_fails_behind_values_that_were_not_finite_is_blamed_on_them():
+    check = FiniteCheck(torch.nn.Linear(1, 1), Workers(), lambda: "the gradients are not finite")
+    with check.blamed_first():
+        pass
+    with pytest.raises(ValueError, match="not this"), check.blamed_first():
+        raise ValueError("not this")
+    check.watch(3, [{"loss_cls": torch.tensor(math.nan)}], torch.tensor([math.nan, 1.0]))
+    with (
+        pytest.raises(FloatingPointError, match=r"at step 3 loss is nan .* loss term loss_cls"),
+        check.blamed_first(),
+    ):
+        raise ValueError("matrix contains invalid numeric entries")
+    check.settle()  # once is enough
 
 
 def test_fresh_aqr_leaves_the_detector_exactly_as_it_was(nano_cfg, tmp_path):

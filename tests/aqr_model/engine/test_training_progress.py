@@ -38,7 +38,7 @@ def test_scoring_and_saving_are_no_part_of_a_step(clock):
         clock(50)  # a rung that is due before the first step
     for step in range(6):
         clock(2)
-        progress.record(step, [{"loss": torch.ones(())}], 1.0, 1.0)
+        progress.record(step, [{"loss": torch.ones(())}], torch.ones(2))
         with progress.paused():
             clock(1000 * step)  # in the middle of an interval and at its end
     seconds = [report.logs[step]["train/s_per_step"] for step in (2, 4, 6)]

@@ -41,6 +41,13 @@ def test_images_of_two_sizes_are_refused():
         collate([sample(1), sample(1, size=6)])
 
 
+def test_images_of_two_types_are_refused():
+    other = sample(1)
+    other["img"] = DataContainer(other["img"].data.float(), stack=True)
+    with pytest.raises(ValueError, match=r"must have one type, but got .*float32.*uint8"):
+        collate([sample(1), other])
+
+
 def test_what_joins_samples_can_be_sent_to_a_spawned_process():
     assert pickle.loads(pickle.dumps(collate)) is collate
 
