@@ -320,6 +320,19 @@ def test_a_checkpoint_must_fit_every_trial_and_the_control(plan, tmp_path):
     assert "load_from (own.py, line 2)" in said
 
 
+def test_trials_can_start_from_an_image_backbone_alone(plan, tmp_path):
+    """As the public recipes do; schedules in steps, of mmdetection's recipes, are known too."""
+    from mmdet3d.models import build_model
+
+    own = build_model(load_config(write_config(tmp_path)).model).state_dict()
+    backbone = {name: value for name, value in own.items() if name.startswith("img_backbone.")}
+    torch.save({"state_dict": backbone}, tmp_path / "nuim.pth")
+    steps = "lr_config = dict(_delete_=True, policy='step', warmup='linear', warmup_iters=5,"
+    code, said = plan(f"load_from = 'nuim.pth'\n{steps} warmup_ratio=0.001, step=[1])\n")
+    assert code == 0, said
+    assert "Settings of the config" not in said
+
+
 def test_each_value_of_a_key_must_be_one_to_train_with(plan):
     code, said = plan("", f"{RESIDUAL}\nmodel.pts_bbox_head.num_query: {{choices: [144, 150]}}")
     assert code == 2
