@@ -1,4 +1,4 @@
-"""A local Ray without the processes that no sweep needs: half of what it starts.
+"""A local Ray without the processes that no sweep needs: three of the seven that it starts.
 
 They load Python for seconds each, on the same cores as the test. The tests of the command line have
 a whole one.

@@ -16,7 +16,7 @@ from sweeps.record import read_sweep, sqlite_url
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(1500)]
 CLI = [sys.executable, "-m", "launch.cli"]
-WAIT_S = 300.0
+WAIT_S = 600.0
 
 
 @pytest.fixture(scope="module")

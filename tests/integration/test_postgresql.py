@@ -193,7 +193,7 @@ def command(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
         },
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=WAIT_S,
     )
 
 

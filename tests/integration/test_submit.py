@@ -17,7 +17,7 @@ from launch.stack import Head, ray_head
 from sweeps.record import read_sweep, sqlite_url
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(1500)]
-COMMAND_TIMEOUT_S = 420
+COMMAND_TIMEOUT_S = 600
 
 
 @pytest.fixture(scope="module")
