@@ -171,7 +171,7 @@ class Subject:
         deadline = time.monotonic() + timeout_s
         while not holds():
             assert process.poll() is None, self.said.read_text()
-            assert time.monotonic() < deadline, self.said.read_text()
+            assert time.monotonic() < deadline, f"waited in vain: {self.said.read_text()}"
             time.sleep(0.05)
 
     def wait_until_gone(
@@ -179,7 +179,7 @@ class Subject:
     ) -> None:
         deadline = time.monotonic() + WAIT_S
         while process.poll() is None:
-            assert time.monotonic() < deadline, self.said.read_text()
+            assert time.monotonic() < deadline, f"waited in vain: {self.said.read_text()}"
             meanwhile()
             time.sleep(0.05)
 
