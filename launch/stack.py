@@ -13,23 +13,16 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-LOCALHOST = "127.0.0.1"
+from sweeps import ports
+from sweeps.ports import LOCALHOST
+
 START_TIMEOUT_S = 180.0  # a busy machine takes minutes to load Ray
 STOP_TIMEOUT_S = 15.0
 LOG_TAIL_LINES = 15
-# Ports that Ray chooses itself are told from process to process, with a deadline of seconds.
-_PORT_OPTIONS = (
-    "--port",
-    "--ray-client-server-port",
-    "--dashboard-agent-listen-port",
-    "--dashboard-agent-grpc-port",
-    "--runtime-env-agent-port",
-    "--metrics-export-port",
-)
 # A UI needs none of the seven processes that would run jobs, and tells nobody that it is used.
 _UI_ENVIRONMENT = {
     "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
@@ -75,16 +68,13 @@ class Head:
 
 
 def free_port(preferred: int = 0) -> int:
-    """The preferred port if nothing listens there, else one that the system picks."""
-    for port in (preferred, 0):
-        with socket.socket() as probe:
+    """The preferred port if nothing listens there, else another one."""
+    if preferred:
+        with socket.socket() as probe, suppress(OSError):
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind((LOCALHOST, port))
-            except OSError:
-                continue
-            return probe.getsockname()[1]
-    raise ServerError("No port is free on this machine.")
+            probe.bind((LOCALHOST, preferred))
+            return preferred
+    return ports.free_port()
 
 
 def mlflow_command(backend_uri: str, artifacts: Path, *, host: str, port: int) -> list[str]:
@@ -156,10 +146,10 @@ def ray_head(
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     variables = {"PATH": path, **_PATIENCE, **(environment or {})}
     command = [
-        *(sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block"),
+        *(sys.executable, "-m", "sweeps.local_ray", "start", "--head", "--block"),
         *("--node-ip-address", LOCALHOST),
         *("--dashboard-host", LOCALHOST, "--dashboard-port", str(port)),
-        *(word for option in _PORT_OPTIONS for word in (option, str(free_port()))),
+        *("--port", str(free_port()), "--ray-client-server-port", str(free_port())),
         *("--num-cpus", str(num_cpus), "--temp-dir", str(temp_dir)),
         "--disable-usage-stats",
     ]

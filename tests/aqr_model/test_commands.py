@@ -18,6 +18,7 @@ from aqr_model.engine.resuming import require_no_resume, resume_path
 from aqr_model.engine.setup import build_detector
 from aqr_model.engine.weights.states import read_state
 from aqr_model.preflight.options import parse_options
+from sweeps.ports import free_port
 
 PRETRAINED = "aqr_model/checkpoints/cmt_nano.pth"
 SHORT = {
@@ -204,7 +205,7 @@ def test_processes_share_the_samples_of_an_evaluation(config, trained, tmp_path)
     counted.data.val.pipeline.insert(0, {"type": "WriteDown", "path": str(tmp_path / "seen.txt")})
     counted.dump(str(tmp_path / "counted.py"))
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
-    command += ["--master_port", str(gang.free_ports(1)[0]), "-m", "aqr_model.evaluate"]
+    command += ["--master_port", str(free_port()), "-m", "aqr_model.evaluate"]
     command += [str(tmp_path / "counted.py"), str(trained / "final.pth"), "--out", str(tmp_path)]
     ran = subprocess.run(
         command,

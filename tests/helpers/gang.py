@@ -7,11 +7,12 @@ of its own, since an error ends the group.
 import json
 import math
 import os
-import socket
 import subprocess
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
+from sweeps.ports import free_port
 
 NUM_RANKS = 2
 TIMEOUT_S = 480
@@ -38,20 +39,9 @@ class Job:
     fault: tuple[int, int, str] | None = None
 
 
-def free_ports(count: int) -> list[int]:
-    """Ports of this machine that nobody listens on."""
-    servers = [socket.socket() for _ in range(count)]
-    for server in servers:
-        server.bind(("127.0.0.1", 0))
-    ports = [server.getsockname()[1] for server in servers]
-    for server in servers:
-        server.close()
-    return ports
-
-
 def run(jobs: list[Job]) -> list[list[dict]]:
     """Run jobs; for each, what each rank saw: ``rungs``, ``logs``, ``error``."""
-    ports = free_ports(len(jobs))
+    ports = [free_port() for _ in jobs]
     task = json.dumps({"jobs": [asdict(job) for job in jobs], "ports": ports})
     started = [
         subprocess.Popen(

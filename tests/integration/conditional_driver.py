@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from lean_ray import lean_ray
 
 from aqr_model.aqr.schedules import make_schedule
 from aqr_model.knobs import KNOBS, to_overrides
@@ -88,7 +89,9 @@ class Recorder:
         if done not in (NUM_EPOCHS // 2, NUM_EPOCHS):
             return
         checkpoint = workdir / "latest.json"
-        checkpoint.write_text(json.dumps({"epoch": done}))
+        part = checkpoint.with_suffix(".part")
+        part.write_text(json.dumps({"epoch": done}))
+        part.replace(checkpoint)  # whole or not at all: a kill may come at any moment
         share = done / NUM_EPOCHS
         score = share * (0.4 + 0.01 * len(params))
         report.rung(
@@ -112,7 +115,8 @@ def main() -> int:
     ray.cloudpickle.register_pickle_by_value(sys.modules[Recorder.__module__])
     drive = {"run": run_sweep, "resume": resume_sweep}[command]
     try:
-        drive(conditional_spec(sweeps), Recorder(log_dir=log_dir))
+        with lean_ray():
+            drive(conditional_spec(sweeps), Recorder(log_dir=log_dir))
     except SweepInterrupted as notice:
         print(notice)
         return 130

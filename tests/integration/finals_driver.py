@@ -3,6 +3,7 @@
 import sys
 from pathlib import Path
 
+from lean_ray import lean_ray
 from spec_samples import small_spec
 from synthetic_training import Stepper
 
@@ -18,7 +19,8 @@ def main() -> None:
         resources="{concurrent: 2}",
     )
     drive = {"run": run_sweep, "resume": resume_sweep}[command]
-    drive(spec, Stepper(log_dir=log_dir))
+    with lean_ray():
+        drive(spec, Stepper(log_dir=log_dir))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,7 @@
-"""A driver process for tests; `gang_driver.py ORDER` runs the sweep of a JSON order."""
+"""A driver process for tests; `gang_driver.py ORDER` runs the sweep of a JSON order.
+
+It tries each of the order's `resources` until one is not refused.
+"""
 
 import json
 import sys
@@ -16,14 +19,16 @@ def main() -> int:
     order = json.loads(sys.argv[1])
     # Ray's processes do not find the modules of the tests.
     ray.cloudpickle.register_pickle_by_value(gang_training)
-    spec = small_spec(Path(order["sweeps"]), **order["sections"])
     train = Ring(log_dir=Path(order["logs"]), faults=order["faults"], step_s=order["step_s"])
-    try:
-        run_sweep(spec, train)
-    except SweepRefused as refusal:
-        print(f"refused: {refusal}")
-        return 3
-    return 0
+    for resources in order["resources"]:
+        spec = small_spec(Path(order["sweeps"]), **order["sections"], resources=resources)
+        try:
+            run_sweep(spec, train)
+        except SweepRefused as refusal:
+            print(f"refused: {refusal}", flush=True)
+            continue
+        return 0
+    return 3
 
 
 if __name__ == "__main__":

@@ -36,7 +36,9 @@ def train(
         with (workdir / "diary.jsonl").open("a") as diary:
             diary.write(json.dumps({**metrics, "fraction": fraction, "seconds": spent}) + "\n")
         checkpoint = workdir / "latest.pth"
-        checkpoint.write_text(str(step))
+        part = checkpoint.with_suffix(".part")
+        part.write_text(str(step))
+        part.replace(checkpoint)
         report.rung(
             metrics,
             fraction=fraction,

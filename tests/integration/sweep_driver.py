@@ -3,6 +3,7 @@
 import sys
 from pathlib import Path
 
+from lean_ray import lean_ray
 from spec_samples import small_spec
 from synthetic_training import Stepper
 
@@ -16,7 +17,8 @@ def main() -> int:
     )
     drive = {"run": run_sweep, "resume": resume_sweep}[command]
     try:
-        drive(spec, Stepper(log_dir=log_dir))
+        with lean_ray():
+            drive(spec, Stepper(log_dir=log_dir))
     except SweepInterrupted as error:
         print(error)
         return 130

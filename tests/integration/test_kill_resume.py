@@ -13,14 +13,15 @@ from pathlib import Path
 
 import psutil
 import pytest
+from growing import whole_lines
 
 from sweeps.record import SweepRecord, TrialRecord, read_sweep, sqlite_url
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(1500)]
 
 ROOT = Path(__file__).parents[2]
 NUM_TRIALS, NUM_STEPS, STEPS_PER_CHECKPOINT = 5, 12, 3
-WAIT_S = 240.0
+WAIT_S = 480.0
 
 
 class Sweep:
@@ -62,7 +63,7 @@ class Sweep:
         return read_sweep(sqlite_url(self.sweeps / "small" / "study.db"), "small")
 
     def lines(self) -> dict[str, list[str]]:
-        return {path.name: path.read_text().splitlines() for path in self.logs.iterdir()}
+        return {path.name: whole_lines(path) for path in self.logs.iterdir()}
 
     def wait_until(self, process: subprocess.Popen[str], holds: Callable[[], bool]) -> None:
         deadline = time.monotonic() + WAIT_S

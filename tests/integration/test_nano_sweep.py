@@ -14,10 +14,10 @@ from mmcv import Config
 
 from sweeps.record import read_sweep, sqlite_url
 
-pytestmark = [pytest.mark.integration, pytest.mark.alone]
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(1500)]
 
 ROOT = Path(__file__).parents[2]
-WAIT_S = 400.0
+WAIT_S = 600.0
 SPEC = """
 name: tiny
 train:

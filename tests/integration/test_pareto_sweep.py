@@ -13,7 +13,7 @@ from toy_checkout import make_toy_checkout
 from sweeps.pareto import front_of
 from sweeps.record import SweepRecord, read_sweep, sqlite_url
 
-pytestmark = [pytest.mark.integration, pytest.mark.alone, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(1500)]
 CLI = [sys.executable, "-m", "launch.cli"]
 WAIT_S = 600.0
 # What the sweep counts of a training and its diary does not: handing over a score.

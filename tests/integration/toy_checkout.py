@@ -8,6 +8,13 @@ TOY = Path(__file__).parent / "toy"
 IGNORED = shutil.ignore_patterns("__pycache__")
 
 
+def set_pace(checkout: Path, step_s: float) -> None:
+    """Let each step of the toy's trainings, also of those that run, take so many seconds."""
+    written = checkout / "data" / "step_s.tmp"
+    written.write_text(str(step_s))
+    written.replace(checkout / "data" / "step_s")
+
+
 def make_toy_checkout(folder: Path) -> Path:
     """Lay the real `launch`, `sweeps` and knobs beside a toy detector."""
     for package in ("launch", "sweeps"):

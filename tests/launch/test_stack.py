@@ -63,7 +63,7 @@ def test_children_of_a_server_end_with_it(tmp_path, monkeypatch):
     with mlflow_ui("sqlite://", tmp_path, log=tmp_path / "log"):
         pid = int(child.read_text())
         assert is_alive(pid)
-    for _ in range(100):
+    for _ in range(1200):
         if not is_alive(pid):
             return
         time.sleep(0.05)

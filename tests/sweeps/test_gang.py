@@ -295,7 +295,7 @@ def test_rank_0_waits_for_the_answer_to_each_report(worker: Worker, tmp_path: Pa
     assert worker.next(is_answer=True) == Call(
         method="artifact", args=(workdir / "config.py",), named={}
     )
-    assert said.get(timeout=5) == "logged"
+    assert said.get(timeout=60) == "logged"
     assert worker.next(is_answer=True) == End()
 
 
@@ -360,7 +360,7 @@ def test_the_port_of_rank_0_stays_taken_until_the_training_has_it(
     port = worker.listen()
     begin(worker, tmp_path, lambda report, workdir: seen.put(current_seat()))
     assert worker.next() == End()
-    listener = seen.get(timeout=5).listener
+    listener = seen.get(timeout=60).listener
     assert listener is not None
     os.close(listener)
     assert first > 0

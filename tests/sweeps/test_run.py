@@ -13,8 +13,16 @@ from sweeps.analysis import leaderboard
 from sweeps.finalists import best_trials
 from sweeps.forecast import compare, forecast
 from sweeps.listeners import Listener, SweepContext
+from sweeps.local_ray import AGENT_PORTS, agents_have_ports
 from sweeps.record import Ledger, RungResult, SweepRecord, TrialRecord, read_sweep
-from sweeps.run import LOCK_NAME, SweepRefused, _locked, _name_token, resume_sweep, run_sweep
+from sweeps.run import (
+    LOCK_NAME,
+    SweepRefused,
+    _locked,
+    _name_token,
+    resume_sweep,
+    run_sweep,
+)
 from sweeps.search import TrialsFail
 from sweeps.spec import load_copy
 from sweeps.spool import read_spool, spool_path
@@ -33,13 +41,14 @@ def _local_ray() -> Iterator[None]:
     # Ray's processes do not find the modules of the tests.
     ray.cloudpickle.register_pickle_by_value(synthetic_training)
     _name_token()
-    ray.init(
-        num_cpus=2,
-        num_gpus=2,  # logical ones
-        include_dashboard=False,
-        log_to_driver=False,
-        object_store_memory=80 << 20,
-    )
+    with agents_have_ports():
+        ray.init(
+            num_cpus=2,
+            num_gpus=2,  # logical ones
+            include_dashboard=False,
+            log_to_driver=False,
+            object_store_memory=80 << 20,
+        )
     # Ray forgets the processes it started, which Python complains of when it collects them.
     node = ray._private.worker._global_node
     processes = [info.process for infos in node.all_processes.values() for info in infos]
@@ -47,6 +56,16 @@ def _local_ray() -> Iterator[None]:
     ray.shutdown()
     for process in processes:
         process.wait(timeout=60)
+
+
+def test_the_agents_of_a_local_ray_are_told_their_ports() -> None:
+    """Otherwise a raylet of a busy machine does not wait for them."""
+    lowest_given_out = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    told = ray._private.worker._global_node._ray_params
+    ports = [getattr(told, name) for name in AGENT_PORTS]
+    assert len(set(ports)) == 4
+    assert all(20_000 <= port < max(lowest_given_out, 21_000) for port in ports)
+    assert isinstance(ray._private.parameter.RayParams, type), "left as it was"
 
 
 class Notes(Listener):
@@ -205,8 +224,11 @@ def test_gpu_hours_end_a_sweep_and_lose_nothing(tmp_path: Path) -> None:
     assert len(record.searched) >= 2
     assert all(trial.outcome == "finished" for trial in record.searched)
     assert record.attrs["ended_by"]["limit"] == "gpu_hours"
-    # One training more than the limit at most, and what two slots wait for Tune.
-    assert 0.0016 - 1.6 / 3600 <= record.attrs["spent"]["trial_hours"] <= 0.0016 + 6 / 3600
+    # None began beyond the limit: when the last one did, all but one of the others had ended.
+    *others, _ = [trial.gpu_hours for trial in record.searched]
+    assert sum(others) - max(others) <= 0.0016
+    # The last two, and what their slots wait for Tune, on a machine that may be busy.
+    assert 0.0016 - 1.6 / 3600 <= record.attrs["spent"]["trial_hours"] <= 0.0016 + 30 / 3600
     assert sum(trial.gpu_hours for trial in record.searched) <= record.attrs["spent"]["trial_hours"]
     again = resume_sweep(spec, Bowl(pause_s=0.4))
     assert again.trials == record.trials

@@ -55,8 +55,8 @@ def test_a_training_that_hangs_is_ended_and_says_where(tmp_path: Path, hang: str
 def test_one_that_reports_or_waits_for_the_sweep_goes_on(tmp_path: Path) -> None:
     script = """
     with watchdog:
-        for _ in range(6):
-            time.sleep(0.5)
+        for _ in range(12):
+            time.sleep(0.25)
             watchdog.heard()
         watchdog.rest()
         time.sleep(2.5)

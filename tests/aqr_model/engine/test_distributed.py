@@ -16,6 +16,7 @@ from aqr_model.engine.evaluator import Evaluator
 from aqr_model.engine.setup import build_detector
 from aqr_model.engine.weights.states import read_state
 from aqr_model.train import train
+from sweeps.ports import free_port
 
 PARTS = ("img_backbone", "img_neck", "pts_voxel_encoder", "pts_backbone", "pts_neck")
 PRETRAINED = "aqr_model/checkpoints/cmt_nano.pth"
@@ -141,7 +142,7 @@ dist.destroy_process_group()
 
 def test_each_process_keeps_its_own_statistics_of_batch_norms_until_they_are_shared():
     # As mmdet3d's training does: rank 0 saw the mean 1, rank 1 the mean 11.5; momentum 0.1.
-    port = str(gang.free_ports(1)[0])
+    port = str(free_port())
     environment = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     command = [sys.executable, "-W", "ignore", "-c", STATISTICS]
     started = [
@@ -231,7 +232,7 @@ def test_torchrun_starts_it_and_the_command_line_resumes_it(nano_cfg, tmp_path):
     settings = {"total_epochs": 0.5, "evaluation": {"rungs": [1.0], "val_shares": [1.0]}}
     nano_cfg(**settings, load_from=PRETRAINED).dump(str(tmp_path / "config.py"))
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
-    command += ["--master_port", str(gang.free_ports(1)[0]), "-m", "aqr_model.train"]
+    command += ["--master_port", str(free_port()), "-m", "aqr_model.train"]
     command += [str(tmp_path / "config.py"), "--work-dir", str(tmp_path), "--resume"]
     for attempt in range(2):
         ran = subprocess.run(

@@ -41,6 +41,15 @@ class Stopped(Exception):
     pass
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _two_threads():
+    """Trainings repeat themselves bit for bit, also where threads share the work."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="module")
 def whole_run(tmp_path_factory, nano_cfg):
     """One uninterrupted training; its report and its folder."""

@@ -45,11 +45,11 @@ def test_a_shipped_detector_is_built_without_memory_and_stays_what_it_is(name):
 def test_the_largest_detector_is_checked_faster_than_it_is_built():
     name = "cmt_aqr_voxel0075_vov_1600x640_cbgs.py"
     checked(name=name)
-    start = time.perf_counter()
+    start = time.process_time()  # whatever else the machine does
     checked(name=name)
-    middle = time.perf_counter()
+    middle = time.process_time()
     build_model(load_config(CONFIGS / name).model).init_weights()
-    assert middle - start < time.perf_counter() - middle
+    assert middle - start < time.process_time() - middle
 
 
 def test_every_reason_comes_at_once_with_its_key():

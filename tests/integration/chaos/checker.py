@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import psycopg
+from growing import whole_lines
 
 from chaos.trainer import LOSS, SCORE
 
@@ -81,7 +82,7 @@ def look(study: Study, diaries: Path) -> Seen:
 def read_diaries(folder: Path) -> dict[str, list[dict[str, Any]]]:
     """The lines of each trial."""
     return {
-        path.name: [json.loads(line) for line in path.read_text().splitlines()]
+        path.name: [json.loads(line) for line in whole_lines(path)]
         for path in sorted(folder.iterdir())
     }
 

@@ -1,9 +1,7 @@
 """What goes wrong around a sweep: servers that die, disks that fill, databases that are locked."""
 
 import os
-import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -15,11 +13,6 @@ from pathlib import Path
 import pytest
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return server.getsockname()[1]
-
-
 @contextmanager
 def mlflow_server(folder: Path, port: int) -> Iterator[Path]:
     """A server over `server.db` in a folder; killed at the end, its database stays."""
@@ -29,7 +22,7 @@ def mlflow_server(folder: Path, port: int) -> Iterator[Path]:
     with (folder / "server.log").open("ab") as log:
         server = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
     try:
-        deadline = time.monotonic() + 90
+        deadline = time.monotonic() + 240
         while not _answers(port):
             assert server.poll() is None, (folder / "server.log").read_text()
             assert time.monotonic() < deadline, (folder / "server.log").read_text()
@@ -66,7 +59,7 @@ def small_disk(place: Path, size_mb: int) -> Iterator[Path]:
 
 
 def fill(place: Path) -> Path:
-    """Leave no byte on a file system; removing the file that is returned gives them back."""
+    """Take what is free on a file system; removing the file that is returned gives it back."""
     ballast = place / "ballast"
     with ballast.open("ab", buffering=0) as file:
         for size in (1 << 16, 1 << 12, 1 << 8, 1):
@@ -75,7 +68,6 @@ def fill(place: Path) -> Path:
                     pass
             except OSError:
                 continue
-    assert shutil.disk_usage(place).free == 0
     return ballast
 
 

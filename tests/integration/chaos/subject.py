@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from growing import whole_lines
+from machine import RAY_PATIENCE
 
 from chaos.checker import (
     Seen,
@@ -30,7 +32,7 @@ from chaos.checker import (
 
 ROOT = Path(__file__).parents[3]
 NAME = "small"
-WAIT_S = 240.0
+WAIT_S = 480.0
 MARK = "CHAOS_MARK"
 
 
@@ -101,6 +103,7 @@ class Subject:
         env = {
             **{key: value for key, value in os.environ.items() if not key.startswith("RAY_")},
             "PYTHONPATH": os.pathsep.join(map(str, paths)),
+            **RAY_PATIENCE,
             "OMP_NUM_THREADS": "1",
             "RAY_AUTH_TOKEN": self.mark,
             MARK: self.mark,
@@ -157,7 +160,7 @@ class Subject:
         """All lines of a kind; files may be growing."""
         found = []
         for path in self.diaries.iterdir():
-            for text in path.read_text().splitlines():
+            for text in whole_lines(path):
                 if (line := json.loads(text))["what"] == what:
                     found.append(line)
         return found
@@ -168,8 +171,17 @@ class Subject:
         deadline = time.monotonic() + timeout_s
         while not holds():
             assert process.poll() is None, self.said.read_text()
-            assert time.monotonic() < deadline, "waited in vain"
-            time.sleep(0.02)
+            assert time.monotonic() < deadline, f"waited in vain: {self.said.read_text()}"
+            time.sleep(0.05)
+
+    def wait_until_gone(
+        self, process: subprocess.Popen[str], meanwhile: Callable[[], object]
+    ) -> None:
+        deadline = time.monotonic() + WAIT_S
+        while process.poll() is None:
+            assert time.monotonic() < deadline, f"waited in vain: {self.said.read_text()}"
+            meanwhile()
+            time.sleep(0.05)
 
     def judge(self, *before: Seen, num_trials: int | None, database: Path | None = None) -> Verdict:
         """Hold it to everything; with a number of trials, to be at its end as well."""
