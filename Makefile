@@ -17,9 +17,9 @@ sweep: setup $(SHIFTED)/$(INFOS)
 	else $(SWEEP) run sweeps/specs/quickstart.yaml; fi
 	@$(SWEEP) export $(RUN)
 
-# Three processes for two cores: what runs sweeps mostly waits. The order is that of conftest.py.
+# A process for each of two cores. The order of the files is that of conftest.py.
 test: setup
-	@$(PY) -m pytest -n 3 --dist loadfile --no-loadscope-reorder
+	@$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 chaos: setup
 	@CHAOS=large $(PY) -m pytest tests/integration/test_chaos.py tests/integration/test_postgresql.py -s

@@ -23,6 +23,15 @@ from sweeps.ports import LOCALHOST
 START_TIMEOUT_S = 180.0  # a busy machine takes minutes to load Ray
 STOP_TIMEOUT_S = 15.0
 LOG_TAIL_LINES = 15
+# Ports that Ray chooses itself are told from process to process, with a deadline of seconds.
+_PORT_OPTIONS = (
+    "--port",
+    "--ray-client-server-port",
+    "--dashboard-agent-listen-port",
+    "--dashboard-agent-grpc-port",
+    "--runtime-env-agent-port",
+    "--metrics-export-port",
+)
 # A UI needs none of the seven processes that would run jobs, and tells nobody that it is used.
 _UI_ENVIRONMENT = {
     "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
@@ -146,10 +155,10 @@ def ray_head(
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     variables = {"PATH": path, **_PATIENCE, **(environment or {})}
     command = [
-        *(sys.executable, "-m", "sweeps.local_ray", "start", "--head", "--block"),
+        *(sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block"),
         *("--node-ip-address", LOCALHOST),
         *("--dashboard-host", LOCALHOST, "--dashboard-port", str(port)),
-        *("--port", str(free_port()), "--ray-client-server-port", str(free_port())),
+        *(word for option in _PORT_OPTIONS for word in (option, str(free_port()))),
         *("--num-cpus", str(num_cpus), "--temp-dir", str(temp_dir)),
         "--disable-usage-stats",
     ]

@@ -25,7 +25,6 @@ from ray.tune.experiment import Trial
 from sweeps.database_url import shown_url
 from sweeps.health import parse_rules
 from sweeps.listeners import Audience, Listener, SweepContext
-from sweeps.local_ray import agents_have_ports
 from sweeps.placing import bundles_of, misfit, num_trials_fitting
 from sweeps.record import Ledger, SweepRecord
 from sweeps.retries import Retries, memory_kills_are_deaths
@@ -355,14 +354,13 @@ def _ray_running() -> Iterator[None]:
 
 def _start_local_ray() -> None:
     _name_token()
-    with agents_have_ports():
-        ray.init(
-            address="local",
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.WARNING,
-            object_store_memory=OBJECT_STORE_BYTES,
-        )
+    ray.init(
+        address="local",
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.WARNING,
+        object_store_memory=OBJECT_STORE_BYTES,
+    )
 
 
 def _name_token() -> None:

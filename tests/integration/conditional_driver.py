@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from lean_ray import lean_ray
 
 from aqr_model.aqr.schedules import make_schedule
 from aqr_model.knobs import KNOBS, to_overrides
@@ -115,8 +114,7 @@ def main() -> int:
     ray.cloudpickle.register_pickle_by_value(sys.modules[Recorder.__module__])
     drive = {"run": run_sweep, "resume": resume_sweep}[command]
     try:
-        with lean_ray():
-            drive(conditional_spec(sweeps), Recorder(log_dir=log_dir))
+        drive(conditional_spec(sweeps), Recorder(log_dir=log_dir))
     except SweepInterrupted as notice:
         print(notice)
         return 130

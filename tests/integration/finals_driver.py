@@ -3,7 +3,6 @@
 import sys
 from pathlib import Path
 
-from lean_ray import lean_ray
 from spec_samples import small_spec
 from synthetic_training import Stepper
 
@@ -19,8 +18,7 @@ def main() -> None:
         resources="{concurrent: 2}",
     )
     drive = {"run": run_sweep, "resume": resume_sweep}[command]
-    with lean_ray():
-        drive(spec, Stepper(log_dir=log_dir))
+    drive(spec, Stepper(log_dir=log_dir))
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 import sys
 from pathlib import Path
 
-from lean_ray import lean_ray
 from spec_samples import small_spec
 from synthetic_training import Stepper
 
@@ -17,8 +16,7 @@ def main() -> int:
     )
     drive = {"run": run_sweep, "resume": resume_sweep}[command]
     try:
-        with lean_ray():
-            drive(spec, Stepper(log_dir=log_dir))
+        drive(spec, Stepper(log_dir=log_dir))
     except SweepInterrupted as error:
         print(error)
         return 130

@@ -56,7 +56,8 @@ class Cluster:
         if self._config is not None:
             where.append(f"--system-config={json.dumps(self._config)}")
         command = [
-            *(sys.executable, "-m", "sweeps.local_ray", "start"),
+            str(Path(sys.executable).with_name("ray")),
+            "start",
             "--block",
             *(["--head", "--include-dashboard=false", *where] if is_head else []),
             *([] if is_head else [f"--address=127.0.0.1:{self.port}"]),
@@ -66,6 +67,7 @@ class Cluster:
             f"--object-store-memory={80 << 20}",
             "--min-worker-port=0",
             "--max-worker-port=0",
+            f"--dashboard-agent-listen-port={free_port()}",
             "--disable-usage-stats",
             *([f"--temp-dir={self.folder}"] if is_head else []),
         ]

@@ -6,7 +6,6 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import ray
-from lean_ray import lean_ray
 from spec_samples import small_spec
 
 import chaos.trainer
@@ -28,7 +27,6 @@ def main() -> int:
     training = Diarist(diary_dir=Path(order["diaries"]), **order["training"])
     drive = {"run": run_sweep, "resume": resume_sweep}[order["command"]]
     with ExitStack() as stack:
-        stack.enter_context(lean_ray())
         listeners: list[Listener] = [_Terminable()]
         if order["track"]:
             listeners.append(stack.enter_context(Tracker(poll_s=0.2, timeout_s=order["patience"])))
