@@ -169,7 +169,7 @@ def test_fp16_trains_close_to_float32(run, unscored):
         ({"bev": "bf16"}, {"pts_backbone", "pts_neck"}),
         (
             {"decoder": "bf16"},
-            {"pts_bbox_head.transformer.decoder.layers.0.attentions.1.attn.out_proj"},
+            {"pts_bbox_head.shared_conv", ATTENTION},
         ),
     ],
 )
