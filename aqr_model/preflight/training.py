@@ -137,6 +137,7 @@ def _check_schedule(optimizer: torch.optim.Optimizer, cfg: Config, findings: Fin
         return
     # A policy by iteration may be made for a number of steps, which nobody knows yet. The training
     # rehearses its own before the first step.
+    told = Findings()
     for steps in (_MANY_STEPS, _FEW_STEPS):
         told = Findings()
         with refused(told, "lr_config"):
