@@ -16,7 +16,7 @@ from aqr_model.engine.evaluator import Evaluator, set_epoch
 from aqr_model.engine.optim.precision import apply_precision, read_precision
 from aqr_model.engine.plan import budget_epochs
 from aqr_model.engine.weights.files import read_file
-from aqr_model.engine.weights.pretrained import load_pretrained
+from aqr_model.engine.weights.pretrained import Wanted, load_pretrained
 from aqr_model.engine.weights.states import save_weights
 from aqr_model.preflight.reading import load_config
 from aqr_model.user_errors import explained
@@ -39,8 +39,9 @@ def publish(config: Path, weights: Path, out: Path) -> dict[str, Any]:
     """
     cfg = load_config(config)
     model = build_model(cfg.model)
-    load_pretrained(model, weights)
-    meta = read_file(weights).get("meta") or {}
+    wanted = Wanted.to_score(cfg)
+    load_pretrained(model, weights, wanted)
+    meta = read_file(weights, types=wanted.types).get("meta") or {}
     trained = {key: meta.get(key) for key in ("step", "seed", "averaged")}
     save_weights(model.half(), out, **trained)
     model = build_model(cfg.model)
@@ -55,7 +56,7 @@ def publish(config: Path, weights: Path, out: Path) -> dict[str, Any]:
             f"python -m aqr_model.publish {config} {weights} {out}",
         ],
         "config": str(config),
-        "seed": cfg.seed,
+        "seed": cfg.get("seed"),
         "steps": trained["step"],
         "data": _described(Path(cfg.data.val.data_root)),
         "scores": {name: round(value, 4) for name, value in scores.items()},

@@ -15,7 +15,7 @@ from mmdet3d.models import build_model
 from aqr_model.engine.distributed import local_device
 from aqr_model.engine.evaluator import set_epoch
 from aqr_model.engine.plan import budget_epochs
-from aqr_model.engine.weights.pretrained import load_pretrained
+from aqr_model.engine.weights.pretrained import Wanted, load_pretrained
 from aqr_model.preflight.reading import load_config
 from aqr_model.report.pictures import draw, save
 from aqr_model.report.viewer import Viewer
@@ -41,7 +41,7 @@ def main(
     viewer = Viewer(cfg)
     index = viewer.index(sample)
     model = build_model(cfg.model, train_cfg=cfg.get("train_cfg"), test_cfg=cfg.get("test_cfg"))
-    fresh = load_pretrained(model, checkpoint)
+    fresh = load_pretrained(model, checkpoint, Wanted.to_score(cfg))
     if fresh:
         logger.info(
             "%d AQR entries are not in the checkpoint: their maps are untrained", len(fresh)

@@ -43,7 +43,7 @@ class Evaluator:
         dataset.require_readable()
         self.dataset = dataset
         self._built_from = {
-            "dataset": cfg.data.val.to_dict(),
+            "dataset": {**cfg.data.val.to_dict(), "pipeline": []},  # a score reads no sensor file
             "imports": dict(cfg.get("custom_imports") or {}),
         }
         if scored:

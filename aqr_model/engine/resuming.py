@@ -79,10 +79,21 @@ def restore(run: Run, resume_from: Path | None) -> tuple[int, int]:
             "its custom_hooks included"
         )
     run.model.load_state_dict(state.model)
-    run.optimizer.load_state_dict(state.optimizer)
+    try:
+        run.optimizer.load_state_dict(state.optimizer)
+        if lacking := run.optimizer.defaults.keys() - run.optimizer.param_groups[0].keys():
+            raise ValueError(f"they lack {', '.join(sorted(lacking))}, as those of another type")
+    except ValueError as error:
+        raise CheckpointError(
+            f"the optimizer in {resume_from} must have the groups of this training, but: {error};"
+            " resume with the `optimizer` and the frozen parts that the training began with"
+        ) from error
     if state.scaler:  # states of before had none without fp16
         run.scaler.load_state_dict(state.scaler)
-    return state.step, state.rungs_reported
+    # Other rungs than the training began with: those behind have been passed, those ahead are due.
+    passed = sum(rung.step < state.step for rung in run.plan.rungs)
+    reached = sum(rung.step <= state.step for rung in run.plan.rungs)
+    return state.step, min(max(state.rungs_reported, passed), reached)
 
 
 def save(run: Run, step: int, rungs_done: int) -> Path:

@@ -86,8 +86,14 @@ class Rungs:
         """Begin."""
         return self
 
-    def __exit__(self, *_: object) -> None:
-        """Let go of a score that is being made."""
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Let go of a score that is being made.
+
+        Where the training itself is at its end, on all processes, the score is handed over first:
+        a resume would fail at the same step again, and the rung would never have one.
+        """
+        if kind is not None and issubclass(kind, FloatingPointError):
+            self.hand_over()
         if self._open is not None and self._open.scorer is not None:
             self._open.scorer.cancel()
 

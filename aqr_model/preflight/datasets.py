@@ -54,6 +54,8 @@ def check_datasets(
                     f"must be one info file, but got {leaf.get('ann_file')!r}. Several are read as"
                     " a list of datasets, each with a file.",
                 )
+            if split == "val":
+                _check_variants(leaf.get("pipeline") or (), f"{key}.pipeline", findings)
         with heard(findings, place):
             _check_whole(own, split, place, findings)
     if missing and files:
@@ -79,6 +81,20 @@ def _check_steps(steps: Any, place: str, findings: Findings) -> None:
                 _with_database(step, Path(folder)),
                 here,
                 findings,
+            )
+
+
+def _check_variants(steps: Any, place: str, findings: Findings) -> None:
+    """Refuse test-time augmentation, which would fail at the first score."""
+    for i, step in enumerate(steps):
+        if not isinstance(step, Mapping) or "transforms" not in step:
+            continue
+        scales = [step.get("img_scale"), step.get("pts_scale_ratio")]
+        if step.get("flip") or any(isinstance(each, list) and len(each) > 1 for each in scales):
+            findings.refuse(
+                f"{place}.{i}",
+                "must give one variant of each sample, because test-time augmentation is no part"
+                " of CMT. Set `flip=False`, one `img_scale` and one `pts_scale_ratio`.",
             )
 
 

@@ -1,6 +1,7 @@
 """What a training needs beside its model and its data: length, rates, precision, weights."""
 
 import difflib
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +11,7 @@ import torch
 from mmcv import Config
 from torch import nn
 
+from aqr_model.engine.config_keys import NUMBER_ABOVE_0, NUMBER_FROM_0, WHOLE_ABOVE_0
 from aqr_model.engine.evaluator import set_epoch
 from aqr_model.engine.hooks import averaging_hook
 from aqr_model.engine.object_sampling import sampling_epochs
@@ -17,7 +19,7 @@ from aqr_model.engine.optim.freezing import Frozen
 from aqr_model.engine.optim.lr_schedule import Schedule, make_hooks
 from aqr_model.engine.optim.param_groups import Rates, make_optimizer, matching_key
 from aqr_model.engine.optim.precision import make_scaler, read_precision
-from aqr_model.engine.plan import budget_epochs, make_plan
+from aqr_model.engine.plan import Plan, budget_epochs, make_plan
 from aqr_model.engine.resuming import require_no_resume
 from aqr_model.engine.weights.files import CheckpointError
 from aqr_model.engine.weights.pretrained import Wanted, examine
@@ -25,8 +27,8 @@ from aqr_model.preflight.building import heard
 from aqr_model.preflight.findings import Findings
 from aqr_model.preflight.habits import idle_hooks
 
-# So many that no budget is too small for a step: the data are counted when they are read.
-_MANY_SAMPLES = 10**9
+# The data are counted when they are read: what some length of a training allows is not refused.
+_FEW_STEPS, _MANY_STEPS = 1, 10_000
 _HOOKS = ("OptimizerHook", "GradientCumulativeOptimizerHook")
 ENTRIES = "optimizer.paramwise_cfg.custom_keys"
 
@@ -37,6 +39,8 @@ def check_length(cfg: Config, findings: Findings) -> None:
     total, other = cfg.get("total_epochs"), runner.get("max_epochs")
     if total and other and total != other:
         findings.warn("runner.max_epochs", f"is {other}, but `total_epochs` ({total}) decides.")
+    if total is not None and not NUMBER_FROM_0.holds(total):
+        return  # said where values are checked
     if not budget_epochs(cfg):
         instead = ""
         if (iterations := runner.get("max_iters")) is not None:
@@ -49,8 +53,32 @@ def check_length(cfg: Config, findings: Findings) -> None:
             f"must be given, in epochs, but got {total}.{instead} Write `total_epochs = EPOCHS`.",
         )
         return
-    with refused(findings, "evaluation"):
-        make_plan(cfg, _MANY_SAMPLES)
+    if _can_be_planned(cfg):
+        with refused(findings, "evaluation"):
+            _plan(cfg, _MANY_STEPS)
+
+
+def _can_be_planned(cfg: Config) -> bool:
+    """Whether there is a length and a batch; else that is said where values are checked."""
+    data = cfg.get("data")
+    return (
+        isinstance(data, Mapping)
+        and WHOLE_ABOVE_0.holds(data.get("samples_per_gpu"))
+        and NUMBER_ABOVE_0.holds(_epochs(cfg))
+    )
+
+
+def _epochs(cfg: Config) -> float:
+    """The budget; 0 where it is none."""
+    try:
+        return budget_epochs(cfg)
+    except (TypeError, ValueError):
+        return 0.0
+
+
+def _plan(cfg: Config, steps: int) -> Plan:
+    """A plan of at least so many steps."""
+    return make_plan(cfg, cfg.data.samples_per_gpu * math.ceil(steps / budget_epochs(cfg)))
 
 
 def check_rates(cfg: Config, findings: Findings) -> None:
@@ -71,7 +99,12 @@ def check_rates(cfg: Config, findings: Findings) -> None:
 
 def check_precision(cfg: Config, findings: Findings) -> None:
     """Check that precision and loss scale can be had."""
-    with refused(findings, "optimizer_config" if cfg.get("optimizer_config") else "fp16"):
+    hook = cfg.get("optimizer_config") or {}
+    if not isinstance(cfg.get("precision") or {}, Mapping) or not isinstance(hook, Mapping):
+        return  # said where values are checked
+    by_hook = "Fp16" in str(hook.get("type", "")) or hook.get("custom_fp16")
+    key = "optimizer_config" if by_hook else "fp16" if cfg.get("fp16") is not None else "precision"
+    with refused(findings, key):
         make_scaler(read_precision(cfg), torch.device("cpu"))
 
 
@@ -91,7 +124,7 @@ def check_optimizer(model: nn.Module, cfg: Config, findings: Findings) -> None:
     with refused(findings, "optimizer"):
         built = make_optimizer(model, optimizer)
         _check_schedule(built, cfg, findings)
-    if budget_epochs(cfg):
+    if _epochs(cfg):
         with refused(findings, "model"):
             set_epoch(model, 0.0, budget_epochs(cfg))
     for key, text in idle_entries(model, optimizer):
@@ -102,11 +135,19 @@ def _check_schedule(optimizer: torch.optim.Optimizer, cfg: Config, findings: Fin
     """Rehearse the policies over the training, and read the schedules of groups."""
     if findings.errors:  # the length or a policy, say, without which there is nothing to rehearse
         return
-    plan = make_plan(cfg, _MANY_SAMPLES)
-    with refused(findings, "lr_config"):
-        schedule = Schedule.of_config(optimizer, cfg, plan)
-        with refused(findings, ENTRIES):
-            Rates(optimizer, cfg.optimizer, schedule, total_epochs=plan.total_epochs)
+    # A policy by iteration may be made for a number of steps, which nobody knows yet. The training
+    # rehearses its own before the first step.
+    told = Findings()
+    for steps in (_MANY_STEPS, _FEW_STEPS):
+        told = Findings()
+        with refused(told, "lr_config"):
+            plan = _plan(cfg, steps)
+            schedule = Schedule.of_config(optimizer, cfg, plan)
+            with refused(told, ENTRIES):
+                Rates(optimizer, cfg.optimizer, schedule, total_epochs=plan.total_epochs)
+        if not told.errors:
+            return
+    findings.errors += told.errors
 
 
 def check_object_sampling(cfg: Config, findings: Findings) -> None:
@@ -165,7 +206,8 @@ def check_weights(
     """
     if not file.is_file():
         if files:
-            text = f"must name a checkpoint file, but {str(file)!r} is not there ({Path.cwd()})."
+            found = "is a folder" if file.is_dir() else f"is not there ({Path.cwd()})"
+            text = f"must name a checkpoint file, but {str(file)!r} {found}."
             findings.refuse(key, text)
         return
     with heard(findings, key):

@@ -51,14 +51,14 @@ class Viewer:
             sample: Its number, from 0, or its token.
 
         Raises:
-            ValueError: If there is no such sample.
+            ConfigError: If there is no such sample.
         """
         tokens = [info["token"] for info in self.dataset.data_infos]
         if sample in tokens:
             return tokens.index(sample)
         if sample.isdigit() and int(sample) < len(tokens):
             return int(sample)
-        raise ValueError(
+        raise ConfigError(
             f"the sample must be a token or a number from 0 to {len(tokens) - 1}, but got"
             f" {sample!r}"
         )
@@ -132,7 +132,7 @@ def _normalisation(pipeline: Any) -> dict[str, Any]:
         if step["type"] == "NormalizeMultiviewImage":
             return {"mean": step["mean"], "std": step["std"], "to_rgb": step.get("to_rgb", True)}
         pending += step.get("transforms", [])
-    raise ValueError(
+    raise ConfigError(
         "`data.val.pipeline` must hold a `NormalizeMultiviewImage`, whose colours the picture"
         " restores, but has none."
     )

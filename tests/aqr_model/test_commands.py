@@ -2,8 +2,10 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import gang
 import pytest
@@ -240,3 +242,16 @@ def test_publish_scores_the_file_that_it_writes(config, trained, synthetic_root,
     }
     assert out.stat().st_size < 0.6 * (trained / "final.pth").stat().st_size
     assert scores_in(run(evaluate, config, out).stdout) == record["scores"]
+
+
+def test_types_that_a_config_trusts_are_read_to_publish_too(config, trained, tmp_path):
+    content = torch.load(trained / "final.pth", weights_only=True)
+    content["meta"]["folder"] = Path("work_dirs")
+    torch.save(content, tmp_path / "weights.pth")
+    said = CliRunner().invoke(
+        publish.app, [str(config), str(tmp_path / "weights.pth"), str(tmp_path / "base.pth")]
+    )
+    assert said.exit_code == 2
+    (line,) = re.findall(r"`(load_types = .*)`", said.output)
+    (tmp_path / "own.py").write_text(f"{config.read_text()}{line}\n")
+    run(publish, tmp_path / "own.py", tmp_path / "weights.pth", tmp_path / "base.pth")

@@ -124,7 +124,8 @@ def _hook(name: str, config: Mapping[str, Any]) -> Hook:
         return kind(**arguments)
     except (AssertionError, TypeError, ValueError) as error:
         raise ConfigError(
-            f"`{name}` must have arguments that fit policy {policy!r}, but {error}. The policy"
+            f"`{name}` must have arguments that fit policy {policy!r}, but"
+            f" {str(error) or f'it does not take {arguments} together'}. The policy"
             f" takes {inspect.signature(kind)}, all take {inspect.signature(kind.__mro__[1])}."
         ) from error
 

@@ -85,7 +85,13 @@ def read_precision(cfg: Config) -> Precision:
     ways = {"precision": cfg.get("precision"), "bf16": cfg.get("bf16"), "fp16": is_fp16}
     used = [name for name, value in ways.items() if value]
     if len(used) > 1:
-        raise ValueError(f"one of `precision`, `bf16` and `fp16` must be set, but got {used}")
+        kept = f"`optimizer_config.type = {hook['type']!r}`" if by_hook else f"`{used[-1]}`"
+        others = [f"`{name} = None`" for name in used[:-1]]
+        raise ValueError(
+            "one of `precision`, `bf16` and `fp16` must be set, an fp16 hook of `optimizer_config`"
+            f" among them, but got {', '.join(f'`{name}`' for name in used[:-1])} and {kept},"
+            f" perhaps from a file of `_base_`. Write {' and '.join(others)} to keep {kept}."
+        )
     lowered = [part for part in _FP32_PARTS if (hook.get("custom_fp16") or {}).get(part)]
     if lowered:
         raise ValueError(

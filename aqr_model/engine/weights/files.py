@@ -32,6 +32,8 @@ def read_file(path: Path, *, device: str = "cpu", types: Sequence[str] = ()) -> 
     Raises:
         CheckpointError: If the file is missing or unreadable, or holds other types.
     """
+    if path.is_dir():
+        raise CheckpointError(f"a checkpoint must stand at {path}, but that is a folder")
     if not path.is_file():
         raise CheckpointError(f"a checkpoint must stand at {path}, but there is no such file")
     with torch.serialization.safe_globals([*_harmless(), *map(_imported, types)]):
@@ -45,9 +47,23 @@ def read_file(path: Path, *, device: str = "cpu", types: Sequence[str] = ()) -> 
                     "which could run any code. If you trust where the file comes from, name them: "
                     f"`load_types = {names}`"
                 ) from error
-            raise CheckpointError(f"{path} cannot be read as a checkpoint: {error}") from error
+            raise CheckpointError(
+                f"{path} cannot be read as a checkpoint: {_reason(error)}; it begins with"
+                f" {_beginning(path)!r}"
+            ) from error
         except (RuntimeError, EOFError, OSError, ValueError, LookupError) as error:
             raise CheckpointError(f"{path} cannot be read as a checkpoint: {error}") from error
+
+
+def _reason(error: Exception) -> str:
+    """What torch says, without its advice to run what the file names."""
+    text = str(error).rpartition("WeightsUnpickler error:")[2]
+    return text.partition("Check the documentation")[0].strip()
+
+
+def _beginning(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(32)
 
 
 def _harmless() -> Iterator[Any]:

@@ -5,7 +5,6 @@ import mmcv
 import numpy as np
 import pytest
 import torch
-from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from mmdet3d.core.bbox import LiDARInstance3DBoxes
 from mmdet3d.datasets.pipelines import Compose
@@ -13,8 +12,8 @@ from scene_cases import projected, scene
 
 from aqr_model.cmt.images.pixels import normalised
 from aqr_model.data import pipelines as steps
-from aqr_model.data.nuscenes.dataset import CLASS_NAMES
 from aqr_model.data.errors import DataError
+from aqr_model.data.nuscenes.dataset import CLASS_NAMES
 from aqr_model.data.pipelines.formatting import leave_to_device
 
 RANGE = [-54.0, -54.0, -5.0, 54.0, 54.0, 3.0]
@@ -38,7 +37,10 @@ def test_a_scene_without_boxes_moves_with_its_cameras(boxes):
     del data["gt_bboxes_3d"]
     if boxes is not None:
         data["gt_bboxes_3d"] = boxes
-    for step in [steps.GlobalRotScaleTransAll([0.3, 0.3]), steps.CustomRandomFlip3D(False, 1.0, 1.0)]:
+    for step in [
+        steps.GlobalRotScaleTransAll([0.3, 0.3]),
+        steps.CustomRandomFlip3D(False, 1.0, 1.0),
+    ]:
         data = step(data)
     places = before["points"].tensor[:, :3].numpy(), data["points"].tensor[:, :3].numpy()
     scale = data["pcd_scale_factor"]
@@ -271,6 +273,15 @@ def test_pixels_left_to_the_device_become_what_the_pipeline_would_have_made(buil
     assert normalised(made, []) is made
 
 
+def test_each_sample_is_normalised_as_its_own_pipeline_says(build_tiny):
+    left, metas = drawn_sample(build_tiny("tiny_train", standing()))
+    other, metas_of_other = drawn_sample(build_tiny("tiny_train", standing(std=[1.0, 2.0, 4.0])))
+    batch = normalised(torch.stack([left, other]), [metas, metas_of_other])
+    assert torch.equal(batch[0], normalised(left[None], [metas])[0])
+    assert torch.equal(batch[1], normalised(other[None], [metas_of_other])[0])
+    assert not torch.equal(batch[0], batch[1])
+
+
 class Foreign:
     """A step of a user's own."""
 
@@ -333,5 +344,3 @@ def test_images_are_read_as_mmcv_reads_them(build_tiny):
     data = dataset[0]
     for name, image in zip(data["filename"], data["img"], strict=True):
         np.testing.assert_array_equal(image, mmcv.imread(name, "unchanged"))
-
-

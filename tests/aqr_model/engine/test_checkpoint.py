@@ -78,6 +78,15 @@ def test_missing_and_damaged_files_are_named(tmp_path):
     (tmp_path / "w.pth").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(CheckpointError, match=r"w\.pth cannot be read"):
         load_pretrained(base(), tmp_path / "w.pth")
+    with pytest.raises(CheckpointError, match="that is a folder"):
+        load_pretrained(base(), tmp_path)
+
+
+def test_a_page_that_was_saved_as_a_checkpoint_shows_how_it_begins(tmp_path):
+    (tmp_path / "w.pth").write_text("<!DOCTYPE html><html><body>Sign in</body></html>")
+    with pytest.raises(CheckpointError, match=r"it begins with b'<!DOCTYPE html>") as caught:
+        load_pretrained(base(), tmp_path / "w.pth")
+    assert "weights_only" not in str(caught.value)
 
 
 def test_a_training_state_comes_back_whole(tmp_path):

@@ -8,8 +8,11 @@ import time
 import pytest
 import torch
 
+from aqr_model.engine import loop
+from aqr_model.engine.loop import total_loss
 from aqr_model.engine.rungs import Rungs
 from aqr_model.engine.scoring import Request, ScoringProcess
+from aqr_model.engine.weights.files import CheckpointError
 from aqr_model.engine.weights.states import read_state
 from aqr_model.train import Halted, train
 
@@ -100,6 +103,45 @@ def test_a_training_that_must_leave_goes_on_at_the_open_rung(
     assert again.rungs == expected.rungs
     assert again.steps == [3, 4, 5, 6, "rung 2", "rung 6"]
     assert equal(final(tmp_path), final(folder))
+
+
+def test_a_training_that_breaks_behind_a_rung_hands_over_its_score(
+    plain, nano_cfg, tmp_path, slow_scores, monkeypatch
+):
+    _, expected = plain
+    terms = iter([1.0] * 3 + [math.nan])
+    monkeypatch.setattr(loop, "total_loss", lambda found: next(terms) * total_loss(found))
+    report = Recorder()
+    with pytest.raises(FloatingPointError, match="at step 3 loss is nan"):
+        train(beside(nano_cfg), workdir=tmp_path, report=report)
+    assert report.rungs == expected.rungs[:1]
+
+
+def test_a_resume_with_other_rungs_scores_none_that_is_passed(plain, nano_cfg, tmp_path):
+    asked = iter([False] * 4 + [True])
+    with pytest.raises(Halted):
+        train(nano_cfg(**BESIDE), workdir=tmp_path, report=Recorder(), halts=lambda: next(asked))
+    shares = [step / 6 for step in range(1, 7)]
+    cfg = nano_cfg(**BESIDE | {"evaluation": {"rungs": shares, "val_shares": [0.5] * 5 + [1.0]}})
+    report = Recorder()
+    train(cfg, workdir=tmp_path, report=report, resume_from=tmp_path / "latest.pth")
+    assert report.steps == ["rung 4", 5, "rung 5", 6, "rung 6"]
+    assert report.rungs[-1] == plain[1].rungs[-1]
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"freeze": ["pts_neck"]}, "parameter groups"),
+        ({"optimizer.type": "SGD"}, "they lack dampening"),
+    ],
+)
+def test_a_resume_with_another_optimizer_says_what_to_write(
+    plain, nano_cfg, tmp_path, changed, said
+):
+    cfg = nano_cfg(**BESIDE, **changed)
+    with pytest.raises(CheckpointError, match=f"{said}.*; resume with the `optimizer` and"):
+        train(cfg, workdir=tmp_path, report=Recorder(), resume_from=plain[0] / "latest.pth")
 
 
 @pytest.fixture

@@ -156,3 +156,19 @@ def test_settings_of_a_sampler_are_checked_without_its_database():
 def test_a_pipeline_that_is_none_is_said(nano):
     found = checked(nano, data__train__pipeline=["LoadPoints"])
     assert found == {"data.train.pipeline.0": "must be a dict with a `type`, but got 'LoadPoints'."}
+
+
+@pytest.mark.parametrize(
+    "variants",
+    [
+        {"flip": True, "pcd_horizontal_flip": True},
+        {"img_scale": [(1333, 800), (800, 400)]},
+        {"pts_scale_ratio": [0.95, 1.05]},
+    ],
+)
+def test_test_time_augmentation_is_refused_before_the_first_score(nano, variants):
+    step = "data.val.pipeline.3"
+    given = {f"{step}.{key}".replace(".", "__"): value for key, value in variants.items()}
+    found = checked(nano, **given)
+    assert found.keys() == {step}
+    assert "one variant of each sample" in found[step]

@@ -54,9 +54,30 @@ def test_a_config_that_can_start_has_nothing_to_be_said(check):
         ("lr_config = dict(_delete_=True, policy='stepp', step=[8])\n", "lr_config", "stepp"),
         ("lr_config = dict(step_ratio_ups=0.3)\n", "lr_config", "step_ratio_ups"),
         ("momentum_config = dict(policy='cyclic', ratios=(1, 1))\n", "momentum_config", "ratios"),
-        ("fp16 = dict(loss_scale=-1)\n", "optimizer_config", "`loss_scale` must be"),
-        ("fp16 = dict(loss_scale=dict(mode='dynamic'))\n", "optimizer_config", "mode"),
-        ("bf16 = True\nfp16 = dict()\n", "optimizer_config", "one of `precision`, `bf16`"),
+        ("fp16 = dict(loss_scale=-1)\n", "fp16", "`loss_scale` must be"),
+        ("fp16 = dict(loss_scale=dict(mode='dynamic'))\n", "fp16", "mode"),
+        ("bf16 = True\nfp16 = dict()\n", "fp16", "one of `precision`, `bf16`"),
+        ("precision = dict(images='bfloat16')\n", "precision", "'bfloat16'"),
+        ("precision = 'bf16'\n", "precision", "must be a dict"),
+        (
+            "precision = dict(bev='bf16')\n"
+            "optimizer_config = dict(type='CustomFp16OptimizerHook')\n",
+            "optimizer_config",
+            "Write `precision = None` to keep `optimizer_config.type = 'CustomFp16OptimizerHook'`",
+        ),
+        ("data = dict(samples_per_gpu=0)\n", "data.samples_per_gpu", "above 0"),
+        ("total_epochs = 'many'\n", "total_epochs", "a number above 0"),
+        (
+            "lr_config = dict(_delete_=True, policy='CosineAnnealing', min_lr=0,"
+            " min_lr_ratio=0.1)\n",
+            "lr_config",
+            "it does not take {'min_lr': 0, 'min_lr_ratio': 0.1} together",
+        ),
+        (
+            "lr_config = dict(_delete_=True, policy='CosineRestart', periods=[1], min_lr=0)\n",
+            "lr_config",
+            "exceeds cumulative_periods",
+        ),
         ("freeze = ['pts_backbon', 'pts_neck']\n", "freeze", "'pts_backbon'"),
         ("freeze = ['img_backbone', 'img_neck', 'pts_voxel_encoder', 'pts_backbone', 'pts_neck', "
          "'pts_bbox_head']\n", "optimizer", "parameters that train"),
@@ -81,6 +102,20 @@ def test_what_cannot_start_is_refused_before_it_does(check, text, key, said):
     errors, _ = check(text)
     assert list(errors) == [key]
     assert said in errors[key]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "lr_config = dict(_delete_=True, policy='OneCycle', max_lr=1e-3, total_steps=90)\n",
+        "lr_config = dict(_delete_=True, policy='CosineRestart', periods=[90], min_lr=0,"
+        " by_epoch=False)\n",
+        "lr_config = dict(_delete_=True, policy='cyclic', cyclic_times=50)\n",
+        "evaluation = dict(_delete_=True, interval=1, by_epoch=False)\n",
+    ],
+)
+def test_what_counts_steps_is_not_refused_while_nobody_has_counted_them(check, text):
+    assert check(text) == ({}, {})
 
 
 def test_all_of_it_comes_at_once(check):
