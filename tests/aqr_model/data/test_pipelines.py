@@ -5,7 +5,6 @@ import mmcv
 import numpy as np
 import pytest
 import torch
-from hypothesis import strategies as st
 from mmdet3d.core.bbox import LiDARInstance3DBoxes
 from mmdet3d.datasets.pipelines import Compose
 from scene_cases import projected, scene
@@ -27,7 +26,6 @@ CONF = {
     "rand_flip": True,
 }
 META = ("lidar2img", "pad_shape", "img_shape", "sample_idx", "box_type_3d")
-SEEDS = st.integers(0, 2**31 - 1)
 
 
 @pytest.mark.parametrize("boxes", [None, LiDARInstance3DBoxes(torch.zeros(0, 9), box_dim=9)])
