@@ -42,10 +42,7 @@ class Evaluator:
         assert isinstance(dataset, CustomNuScenesDataset)
         dataset.require_readable()
         self.dataset = dataset
-        self._built_from = {
-            "dataset": {**cfg.data.val.to_dict(), "pipeline": []},  # a score reads no sensor file
-            "imports": dict(cfg.get("custom_imports") or {}),
-        }
+        self._cfg = cfg
         if scored:
             shares = (cfg.get("evaluation") or {}).get("val_shares", [])
             for share in {1.0, *shares}:
@@ -110,7 +107,13 @@ class Evaluator:
         if not workers.is_main:
             return None
         return ScoringProcess(
-            Request(**self._built_from, val_share=val_share, detections=found, workdir=workdir)
+            Request(
+                dataset={**self._cfg.data.val, "pipeline": []},  # a score reads no sensor file
+                imports=self._cfg.get("custom_imports") or {},
+                val_share=val_share,
+                detections=found,
+                workdir=workdir,
+            )
         )
 
     def write(self, model: nn.Module, folder: Path, *, workers: Workers | None = None) -> Path:

@@ -43,9 +43,12 @@ def test_the_users_ways_to_say_it(config, expected):
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"bf16": True, "fp16": {"loss_scale": 1.0}}, r"must be set, but got \['bf16', 'fp16'\]"),
-        ({"bf16": True, "optimizer_config": HOOK}, r"must be set, but got \['bf16', 'fp16'\]"),
-        ({"bf16": True, "precision": {"bev": "bf16"}}, r"but got \['precision', 'bf16'\]"),
+        ({"bf16": True, "fp16": {"loss_scale": 1.0}}, "Write `bf16 = None` to keep `fp16`"),
+        (
+            {"bf16": True, "optimizer_config": HOOK},
+            r"but got `bf16` and `optimizer_config.type = 'CustomFp16OptimizerHook'`",
+        ),
+        ({"bf16": True, "precision": {"bev": "bf16"}}, "but got `precision` and `bf16`"),
         (
             {"precision": {"bev": "fp16"}},
             "`precision.bev` must be one of fp32, bf16, but got 'fp16'",
