@@ -17,8 +17,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from sweeps import ports
-from sweeps.ports import LOCALHOST
+from launch import ports
+from launch.ports import LOCALHOST
 
 START_TIMEOUT_S = 180.0  # a busy machine takes minutes to load Ray
 STOP_TIMEOUT_S = 15.0

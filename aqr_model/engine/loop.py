@@ -77,7 +77,8 @@ def train(
 
     Raises:
         PlanError: If the config asks for what cannot be done.
-        Halted: If ``halts`` said so; a resume goes on from the same step.
+        Halted: If ``halts`` said so; a resume goes on from the saved state: of the
+            same step, or of a rung whose score was still being made.
         FloatingPointError: If a loss or a gradient is not finite; no saved weights are touched by
             it.
         CheckpointError: If a checkpoint does not fit.
@@ -147,7 +148,8 @@ def _train(
                 run.check.settle()
                 if not rungs.is_open:  # else the state of its rung is the one to go on from
                     save(run, step, rungs.done)
-                raise Halted(f"told to end before step {step + 1}; the state is saved")
+                since = " of the rung that was being scored" if rungs.is_open else ""
+                raise Halted(f"told to end before step {step + 1}; the state{since} is saved")
             terms, values = _step(run, parts, StepTotals.merge(counts), split, seed, step)
             if step == start:
                 require_gradients(run)

@@ -14,7 +14,7 @@ from aqr_model.engine.setup import Run
 
 @dataclass(frozen=True, kw_only=True)
 class _Open:
-    """A rung whose score is not handed over yet; another process than rank 0's has no `scorer`."""
+    """A rung whose score is not handed over yet; only rank 0 has the `scorer`."""
 
     rung: Rung
     checkpoint: Path
@@ -48,11 +48,8 @@ class Rungs:
     @property
     def has_score(self) -> bool:
         """Whether the score that was being made is there; rank 0 knows."""
-        return (
-            self._open is not None
-            and (scorer := self._open.scorer) is not None
-            and (scorer.is_over())
-        )
+        scorer = None if self._open is None else self._open.scorer
+        return scorer is not None and scorer.is_over()
 
     def score_due(self, step: int) -> None:
         """Score the rungs that end at a step. All processes must call it.

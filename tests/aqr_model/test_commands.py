@@ -20,7 +20,7 @@ from aqr_model.engine.resuming import require_no_resume, resume_path
 from aqr_model.engine.setup import build_detector
 from aqr_model.engine.weights.states import read_state
 from aqr_model.preflight.options import parse_options
-from sweeps.ports import free_port
+from launch.ports import free_port
 
 PRETRAINED = "aqr_model/checkpoints/cmt_nano.pth"
 SHORT = {

@@ -12,7 +12,7 @@ import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from sweeps.ports import free_port
+from launch.ports import free_port
 
 NUM_RANKS = 2
 TIMEOUT_S = 480

@@ -21,7 +21,7 @@ from chaos.checker import Verdict
 from chaos.faults import fill, locked, mlflow_server, read_only, small_disk
 from chaos.subject import WAIT_S, Subject, family, kill
 
-from sweeps.ports import free_port
+from launch.ports import free_port
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(1500)]
 

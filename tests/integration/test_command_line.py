@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from toy_checkout import make_toy_checkout, set_pace
 
-from sweeps.ports import free_port
+from launch.ports import free_port
 from sweeps.record import read_sweep, sqlite_url
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(1500)]

@@ -18,7 +18,7 @@ import psutil
 import pytest
 from machine import RAY_PATIENCE
 
-from sweeps.ports import free_port
+from launch.ports import free_port
 from sweeps.record import SweepRecord, TrialRecord, read_sweep, sqlite_url
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(1500)]

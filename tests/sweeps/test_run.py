@@ -14,14 +14,7 @@ from sweeps.finalists import best_trials
 from sweeps.forecast import compare, forecast
 from sweeps.listeners import Listener, SweepContext
 from sweeps.record import Ledger, RungResult, SweepRecord, TrialRecord, read_sweep
-from sweeps.run import (
-    LOCK_NAME,
-    SweepRefused,
-    _locked,
-    _name_token,
-    resume_sweep,
-    run_sweep,
-)
+from sweeps.run import LOCK_NAME, SweepRefused, _locked, _name_token, resume_sweep, run_sweep
 from sweeps.search import TrialsFail
 from sweeps.spec import load_copy
 from sweeps.spool import read_spool, spool_path
@@ -215,8 +208,8 @@ def test_gpu_hours_end_a_sweep_and_lose_nothing(tmp_path: Path) -> None:
     # None began beyond the limit: when the last one did, all but one of the others had ended.
     *others, _ = [trial.gpu_hours for trial in record.searched]
     assert sum(others) - max(others) <= 0.0016
-    # The last two, and what their slots wait for Tune, on a machine that may be busy.
-    assert 0.0016 - 1.6 / 3600 <= record.attrs["spent"]["trial_hours"] <= 0.0016 + 30 / 3600
+    # One training more than the limit at most, and what two slots wait for Tune.
+    assert 0.0016 - 1.6 / 3600 <= record.attrs["spent"]["trial_hours"] <= 0.0016 + 6 / 3600
     assert sum(trial.gpu_hours for trial in record.searched) <= record.attrs["spent"]["trial_hours"]
     again = resume_sweep(spec, Bowl(pause_s=0.4))
     assert again.trials == record.trials

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from sweep_samples import make_spec
 
+from launch.ports import free_port
 from sweeps import tracking
 from sweeps.listeners import SweepContext
-from sweeps.ports import free_port
 from sweeps.record import Ledger, RungResult
 from sweeps.spool import SpoolWriter, spool_path
 from sweeps.tracked import DELIVERY_NAME

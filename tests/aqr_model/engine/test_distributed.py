@@ -16,7 +16,7 @@ from aqr_model.engine.evaluator import Evaluator
 from aqr_model.engine.setup import build_detector
 from aqr_model.engine.weights.states import read_state
 from aqr_model.train import train
-from sweeps.ports import free_port
+from launch.ports import free_port
 
 PARTS = ("img_backbone", "img_neck", "pts_voxel_encoder", "pts_backbone", "pts_neck")
 PRETRAINED = "aqr_model/checkpoints/cmt_nano.pth"

@@ -16,7 +16,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from sweeps.ports import free_port
+from launch.ports import free_port
 
 USER, PASSWORD = "sweeper", "not/for?show"
 _PROGRAMS = ("initdb", "pg_ctl", "postgres")

@@ -1,7 +1,7 @@
 import socket
 from pathlib import Path
 
-from sweeps.ports import LOCALHOST, free_port
+from launch.ports import LOCALHOST, free_port
 
 
 def test_a_free_port_is_none_that_the_kernel_gives_out() -> None:
@@ -16,5 +16,5 @@ def test_a_port_in_use_is_not_free(monkeypatch) -> None:
     with socket.create_server((LOCALHOST, free_port())) as server:
         taken = server.getsockname()[1]
         drawn = iter([taken, taken, taken + 1, taken + 2, taken + 3])
-        monkeypatch.setattr("sweeps.ports._dice.randrange", lambda *_: next(drawn))
+        monkeypatch.setattr("launch.ports._dice.randrange", lambda *_: next(drawn))
         assert taken < free_port() <= taken + 3
